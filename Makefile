@@ -1,0 +1,50 @@
+# One target a task. `make help` lists them.
+
+.DEFAULT_GOAL := help
+.PHONY: help build lint test demo bench completions clean
+
+CARGO ?= cargo
+# What building needs beside Rust, what the tests and the demonstration run, and what the benchmark compares tng with.
+BUILD_PACKAGES := gcc libc6-dev make cmake
+TEST_PACKAGES  := $(BUILD_PACKAGES) nftables iproute2 util-linux procps conntrack curl nginx-light redis-server python3 man-db
+BENCH_PACKAGES := $(BUILD_PACKAGES) stunnel4 haproxy nginx-light libnginx-mod-stream
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+build: ## build tngd and tngctl for use (target/release)
+	@packaging/install-packages $(BUILD_PACKAGES)
+	$(CARGO) build --release --locked --bins
+
+lint: ## rustfmt, clippy without warnings, manual pages without warnings
+	@packaging/install-packages $(BUILD_PACKAGES) man-db
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets --features failpoints -- -D warnings
+	@for page in man/*.[1-8]; do \
+		warnings=$$(man -l --warnings -E UTF-8 $$page 2>&1 >/dev/null); \
+		[ -z "$$warnings" ] || { echo "$$page: $$warnings"; exit 1; }; \
+	done
+
+test: ## all tests; needs root for the network namespaces
+	@packaging/install-packages $(TEST_PACKAGES)
+	@[ "$$(id -u)" = 0 ] || { echo "make test: needs root for network namespaces: sudo make test" >&2; exit 1; }
+	packaging/count-tests $(CARGO) test --locked --no-fail-fast --features failpoints
+
+demo: ## two hosts, a real web server, the tunnel between them, and what happens when things break
+	@packaging/install-packages $(TEST_PACKAGES)
+	@[ "$$(id -u)" = 0 ] || { echo "make demo: needs root for network namespaces: sudo make demo" >&2; exit 1; }
+	$(CARGO) build --release --locked --bins
+	packaging/demo target/release
+
+bench: ## measure tng beside stunnel, haproxy and nginx (TNG_BENCH_ROUNDS=5, TNG_BENCH_QUICK=1)
+	@packaging/install-packages $(BENCH_PACKAGES)
+	$(CARGO) bench --locked --bench tunnel
+
+completions: ## shell completions into target/completions
+	@mkdir -p target/completions
+	$(CARGO) build --locked --bins
+	for shell in bash zsh fish; do for bin in tngd tngctl; do \
+		target/debug/$$bin completions $$shell > target/completions/$$bin.$$shell; done; done
+
+clean: ## remove what was built
+	$(CARGO) clean

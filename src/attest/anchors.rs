@@ -1,0 +1,280 @@
+//! Whom a token signer must chain to.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde::Deserialize;
+use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate, X509Version};
+
+use super::x509::signed_by;
+
+/// Longest chain looked at.
+const MAX_CHAIN: usize = 8;
+
+/// An EC P-256 key as JSON Web Key (RFC 7517), with the certificates of its signer.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Jwk {
+    kty: String,
+    crv: String,
+    x: String,
+    y: String,
+    #[serde(default)]
+    x5c: Vec<String>,
+}
+
+impl Jwk {
+    /// The uncompressed point: 4, x, y. Older services strip leading zeros of the coordinates, so they are
+    /// padded on the left. `None`: not a P-256 key.
+    pub fn point(&self) -> Option<[u8; 65]> {
+        if self.kty != "EC" || self.crv != "P-256" {
+            return None;
+        }
+        let mut point = [0; 65];
+        point[0] = 4;
+        for (text, end) in [(&self.x, 33), (&self.y, 65)] {
+            let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok().filter(|b| b.len() <= 32)?;
+            point[end - bytes.len()..end].copy_from_slice(&bytes);
+        }
+        Some(point)
+    }
+
+    /// The chain in DER, leaf first. RFC 7517 says standard base64; one family of services writes base64url.
+    pub fn chain(&self) -> Option<Vec<Vec<u8>>> {
+        if self.x5c.len() > MAX_CHAIN {
+            return None;
+        }
+        self.x5c
+            .iter()
+            .map(|c| BASE64_STANDARD.decode(c).or_else(|_| BASE64_URL_SAFE_NO_PAD.decode(c.trim_end_matches('='))).ok())
+            .collect()
+    }
+}
+
+/// Trust anchors: certificates, or bare keys of a service's own key set.
+#[derive(Debug, Clone, Default)]
+pub struct Anchors {
+    certificates: Vec<Vec<u8>>,
+    keys: Vec<[u8; 65]>,
+    origin: String,
+}
+
+impl Anchors {
+    /// All certificates of each PEM file.
+    pub fn from_files<P: AsRef<Path>>(files: &[P]) -> Result<Self, String> {
+        let mut anchors = Self::default();
+        for file in files.iter().map(AsRef::as_ref) {
+            let at = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
+            let text = std::fs::read(file).map_err(|e| at(&e))?;
+            let found = anchors.add_pem(&text).map_err(|e| at(&e))?;
+            if found == 0 {
+                return Err(at(&"holds no certificate"));
+            }
+        }
+        let named: Vec<_> = anchors.certificates.iter().map(|c| subject(c)).collect();
+        let files: Vec<_> = files.iter().map(|f| f.as_ref().display().to_string()).collect();
+        anchors.origin = format!("{} ({})", named.join("; "), files.join(", "));
+        Ok(anchors)
+    }
+
+    /// The keys of a JSON Web Key Set.
+    pub fn from_jwks(text: &[u8], origin: String) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Set {
+            keys: Vec<serde_json::Value>,
+        }
+        let set: Set = serde_json::from_slice(text).ok()?;
+        // Keys of other kinds may stand beside ours.
+        let keys: Vec<_> = set
+            .keys
+            .into_iter()
+            .filter_map(|k| serde_json::from_value::<Jwk>(k).ok()?.point())
+            .take(MAX_CHAIN)
+            .collect();
+        if keys.is_empty() { None } else { Some(Self { keys, origin, ..Self::default() }) }
+    }
+
+    /// A PEM chain as `{as}/certificate` serves it.
+    pub fn from_pem(text: &[u8], origin: String) -> Option<Self> {
+        let mut anchors = Self { origin, ..Self::default() };
+        (anchors.add_pem(text).ok()? > 0).then_some(anchors)
+    }
+
+    fn add_pem(&mut self, text: &[u8]) -> Result<usize, &'static str> {
+        let before = self.certificates.len();
+        for der in CertificateDer::pem_slice_iter(text) {
+            let der = der.map_err(|_| "malformed PEM")?;
+            X509Certificate::from_der(&der).map_err(|_| "malformed certificate")?;
+            self.certificates.push(der.to_vec());
+        }
+        Ok(self.certificates.len() - before)
+    }
+
+    /// In words, for verdicts and status.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// Whether `jwk` is trusted at `now`: a key of the set, or the key of a chain that ends in an anchor.
+    pub fn trust(&self, jwk: &Jwk, now: SystemTime) -> Result<(), &'static str> {
+        let point = jwk.point().ok_or("not a P-256 key")?;
+        if self.keys.contains(&point) {
+            return Ok(());
+        }
+        let chain = jwk.chain().ok_or("x5c cannot be read")?;
+        let parse = |der: &'_ Vec<u8>| -> Option<_> {
+            X509Certificate::from_der(der).ok().map(|(_, c)| c.validity().is_valid_at(at(now)))
+        };
+        let leaf_der = chain.first().ok_or("no x5c and not a known key")?;
+        let (_, leaf) = X509Certificate::from_der(leaf_der).map_err(|_| "malformed certificate in x5c")?;
+        if leaf.public_key().subject_public_key.data.as_ref() != point {
+            return Err("the leaf of x5c is another key's");
+        }
+        if self.certificates.contains(leaf_der) {
+            return if parse(leaf_der) == Some(true) { Ok(()) } else { Err("signer certificate expired") };
+        }
+        self.walk(leaf, &chain[1..], now)
+    }
+
+    fn walk<'a>(&'a self, leaf: X509Certificate<'a>, rest: &'a [Vec<u8>], now: SystemTime) -> Result<(), &'static str> {
+        let anchors = parse_all(&self.certificates)?;
+        let intermediates = parse_all(rest)?;
+        usable_as(&leaf, Role::Signer, now)?;
+        let mut current = leaf;
+        for below in 0..MAX_CHAIN {
+            if anchors.iter().any(|a| issued(a, &current) && usable_as(a, Role::Issuer { below }, now).is_ok()) {
+                return Ok(());
+            }
+            let next = intermediates
+                .iter()
+                .find(|i| issued(i, &current) && usable_as(i, Role::Issuer { below }, now).is_ok())
+                .ok_or("chain does not end in a trust anchor")?;
+            current = next.clone();
+        }
+        Err("chain too long")
+    }
+}
+
+fn at(now: SystemTime) -> x509_parser::time::ASN1Time {
+    let secs = super::clock::unix(now).min(i64::MAX as u64) as i64;
+    x509_parser::time::ASN1Time::from_timestamp(secs).unwrap_or_else(|_| x509_parser::time::ASN1Time::now())
+}
+
+fn subject(der: &[u8]) -> String {
+    X509Certificate::from_der(der).map_or_else(|_| "?".into(), |(_, c)| c.subject().to_string())
+}
+
+fn parse_all(ders: &[Vec<u8>]) -> Result<Vec<X509Certificate<'_>>, &'static str> {
+    ders.iter()
+        .map(|d| X509Certificate::from_der(d).map(|(_, c)| c).map_err(|_| "malformed certificate in x5c"))
+        .collect()
+}
+
+fn issued(issuer: &X509Certificate<'_>, cert: &X509Certificate<'_>) -> bool {
+    issuer.subject().as_raw() == cert.issuer().as_raw() && signed_by(cert, issuer.public_key())
+}
+
+#[derive(Clone, Copy)]
+enum Role {
+    Signer,
+    /// With so many certificates between it and the leaf.
+    Issuer {
+        below: usize,
+    },
+}
+
+/// RFC 5280 section 6.1.4 as far as it concerns a token signer; what it does not know and is critical is refused.
+/// Version 1 has no extensions: accepted for a leaf (openssl makes such) and an anchor, for nothing between.
+fn usable_as(cert: &X509Certificate<'_>, role: Role, now: SystemTime) -> Result<(), &'static str> {
+    if !cert.validity().is_valid_at(at(now)) {
+        return Err("a certificate of the signer's chain is not valid now");
+    }
+    let mut authority = cert.version() == X509Version::V1 && cert.subject().as_raw() == cert.issuer().as_raw();
+    for extension in cert.extensions() {
+        match (extension.parsed_extension(), role) {
+            (ParsedExtension::BasicConstraints(b), Role::Issuer { below }) => {
+                authority = b.ca && b.path_len_constraint.is_none_or(|max| below <= max as usize);
+            }
+            (ParsedExtension::BasicConstraints(b), Role::Signer) if b.ca => {
+                return Err("the signer's certificate is a CA's");
+            }
+            (ParsedExtension::KeyUsage(u), Role::Issuer { .. }) if !u.key_cert_sign() => {
+                return Err("an issuer may not issue");
+            }
+            (ParsedExtension::KeyUsage(u), Role::Signer) if !u.digital_signature() => {
+                return Err("the signer may not sign");
+            }
+            (
+                ParsedExtension::BasicConstraints(_)
+                | ParsedExtension::KeyUsage(_)
+                | ParsedExtension::ExtendedKeyUsage(_)
+                | ParsedExtension::SubjectAlternativeName(_),
+                _,
+            ) => {}
+            _ if extension.critical => return Err("unknown critical extension"),
+            _ => {}
+        }
+    }
+    match role {
+        Role::Issuer { .. } if !authority => Err("an issuer is no CA"),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+
+    fn params(name: &str, ca: bool) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = if ca { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::ExplicitNoCa };
+        params
+    }
+
+    fn judge(middle_is_ca: bool, leaf_is_ca: bool, trusted: bool) -> Result<(), &'static str> {
+        let keys: Vec<_> = (0..3).map(|_| KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap()).collect();
+        let root = params("root", true).self_signed(&keys[0]).unwrap();
+        let root_params = params("root", true);
+        let middle_params = params("middle", middle_is_ca);
+        let middle = middle_params.signed_by(&keys[1], &Issuer::from_params(&root_params, &keys[0])).unwrap();
+        let leaf =
+            params("leaf", leaf_is_ca).signed_by(&keys[2], &Issuer::from_params(&middle_params, &keys[1])).unwrap();
+        let point = keys[2].public_key_raw();
+        let jwk = Jwk {
+            kty: "EC".into(),
+            crv: "P-256".into(),
+            x: BASE64_URL_SAFE_NO_PAD.encode(&point[1..33]),
+            y: BASE64_URL_SAFE_NO_PAD.encode(&point[33..]),
+            // One in each alphabet.
+            x5c: vec![BASE64_URL_SAFE_NO_PAD.encode(leaf.der()), BASE64_STANDARD.encode(middle.der())],
+        };
+        let certificates = if trusted { vec![root.der().to_vec()] } else { vec![] };
+        Anchors { certificates, ..Anchors::default() }.trust(&jwk, SystemTime::now())
+    }
+
+    #[test]
+    fn only_authorities_issue_and_only_others_sign() {
+        assert_eq!(judge(true, false, true), Ok(()));
+        assert_eq!(judge(true, false, false), Err("chain does not end in a trust anchor"));
+        assert_eq!(judge(false, false, true), Err("chain does not end in a trust anchor"));
+        assert_eq!(judge(true, true, true), Err("the signer's certificate is a CA's"));
+    }
+
+    #[test]
+    fn coordinates_without_their_leading_zeros_are_padded() {
+        let jwk = Jwk {
+            kty: "EC".into(),
+            crv: "P-256".into(),
+            x: BASE64_URL_SAFE_NO_PAD.encode([7; 31]),
+            y: BASE64_URL_SAFE_NO_PAD.encode([9; 32]),
+            x5c: vec![],
+        };
+        let point = jwk.point().unwrap();
+        assert_eq!((point[0], point[1], point[2], point[33]), (4, 0, 7, 9));
+        assert_eq!(Jwk { y: BASE64_URL_SAFE_NO_PAD.encode([9; 33]), ..jwk }.point(), None);
+    }
+}

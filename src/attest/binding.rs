@@ -1,0 +1,101 @@
+//! How evidence is bound to a TLS key (RATS-TLS as TNG 2.8 speaks it).
+//!
+//! SHA-256 of the SubjectPublicKeyInfo, wrapped in the CBOR array `[1, hash]`, in base64, is the one member
+//! `pubkey-hash` of a JSON object; the SHA-384 of that object in canonical form (RFC 8785) is the report data.
+
+use aws_lc_rs::digest;
+use base64::prelude::{BASE64_STANDARD, Engine};
+use serde_json::{Map, Value};
+
+/// Name of the member that carries the key's hash.
+const PUBKEY_HASH: &str = "pubkey-hash";
+
+/// The JSON object that evidence is bound to, in canonical form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeData {
+    canonical: String,
+    object: Map<String, Value>,
+}
+
+impl RuntimeData {
+    /// Binding to the key whose DER SubjectPublicKeyInfo is `spki`.
+    pub fn for_key(spki: &[u8]) -> Self {
+        // CBOR: array of 2, unsigned 1 (IANA id of SHA-256), byte string of 32 bytes.
+        let mut claim = vec![0x82, 0x01, 0x58, 0x20];
+        claim.extend_from_slice(digest::digest(&digest::SHA256, spki).as_ref());
+        let mut object = Map::new();
+        object.insert(PUBKEY_HASH.into(), Value::String(BASE64_STANDARD.encode(claim)));
+        // With one member of plain ASCII, serde_json's compact form is the canonical one.
+        let canonical = Value::Object(object.clone()).to_string();
+        Self { canonical, object }
+    }
+
+    /// The canonical JSON text.
+    pub fn canonical(&self) -> &str {
+        &self.canonical
+    }
+
+    /// The same as an object.
+    pub fn object(&self) -> &Map<String, Value> {
+        &self.object
+    }
+
+    /// SHA-384 of the canonical text: the report data, 48 bytes.
+    pub fn digest(&self) -> [u8; 48] {
+        sha384(self.canonical.as_bytes())
+    }
+}
+
+/// SHA-384 of `bytes`.
+pub fn sha384(bytes: &[u8]) -> [u8; 48] {
+    let mut out = [0; 48];
+    out.copy_from_slice(digest::digest(&digest::SHA384, bytes).as_ref());
+    out
+}
+
+/// Whether `found` is an object that holds every member of `expected` with an equal value. More members are
+/// allowed: TNG lets an operator add claims of its own.
+pub fn json_contains(found: &Value, expected: &Map<String, Value>) -> bool {
+    let Some(found) = found.as_object() else { return false };
+    !expected.is_empty() && expected.iter().all(|(k, v)| found.get(k) == Some(v))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // The vector of TNG's embedded debug key: only the hash of its key is known here, so the claim is built from it.
+    #[test]
+    fn binding_is_byte_exact_with_tng() {
+        let canonical = r#"{"pubkey-hash":"ggFYIICSZNWuxYw5T1Jiq0vjnxfdb921RBEDDcwN4niyqhqo"}"#;
+        let hash = "809264d5aec58c394f5262ab4be39f17dd6fddb54411030dcc0de278b2aa1aa8";
+        let mut claim = vec![0x82, 0x01, 0x58, 0x20];
+        claim.extend((0..32).map(|i| u8::from_str_radix(&hash[2 * i..2 * i + 2], 16).unwrap()));
+        assert_eq!(canonical, format!(r#"{{"pubkey-hash":"{}"}}"#, BASE64_STANDARD.encode(claim)));
+        let hex: String = sha384(canonical.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(
+            hex,
+            "d10115c349fc3847416a491313f5bb8333786b6da3282adfa9813459459e9aa534b33a6f49346ca5711f823b311021ff"
+        );
+    }
+
+    #[test]
+    fn runtime_data_has_the_shape_of_the_vector() {
+        let rd = RuntimeData::for_key(b"some key");
+        assert!(rd.canonical().starts_with(r#"{"pubkey-hash":"ggFYI"#), "{}", rd.canonical());
+        assert_eq!(rd.digest(), sha384(rd.canonical().as_bytes()));
+        assert_ne!(rd.digest(), RuntimeData::for_key(b"another key").digest());
+    }
+
+    #[test]
+    fn containment_allows_more_members_and_refuses_missing_or_different_ones() {
+        let rd = RuntimeData::for_key(b"k");
+        let mut more = rd.object().clone();
+        more.insert("extra".into(), 1.into());
+        assert!(json_contains(&Value::Object(more.clone()), rd.object()));
+        more.insert(PUBKEY_HASH.into(), "x".into());
+        assert!(!json_contains(&Value::Object(more), rd.object()));
+        assert!(!json_contains(&Value::Null, rd.object()));
+        assert!(!json_contains(&serde_json::json!({}), &Map::new()));
+    }
+}

@@ -1,0 +1,158 @@
+//! Why there is no evidence, and why evidence was refused.
+
+/// Why this side could not get evidence about itself.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum AttestError {
+    /// The agent's socket could not be reached, or it hung up.
+    #[error("attestation agent unreachable at {0}")]
+    AaUnreachable(String),
+    /// The agent did not answer within the deadline.
+    #[error("attestation agent did not answer within the deadline")]
+    AaTimeout,
+    /// The agent answered with an error.
+    #[error("attestation agent answered error {code}: {message}")]
+    AaError {
+        /// gRPC status code.
+        code: i32,
+        /// Its text, shortened.
+        message: String,
+    },
+    /// The agent is too old to tell its TEE.
+    #[error("attestation agent does not implement GetTeeType")]
+    AaNoTeeType,
+    /// The agent's answer is not what the protocol allows.
+    #[error("attestation agent sent garbage: {0}")]
+    AaGarbage(&'static str),
+    /// Key or certificate could not be made.
+    #[error("certificate could not be made: {0}")]
+    Certificate(String),
+    /// No evidence came in time for this handshake, and no failure is known yet.
+    #[error("no evidence yet")]
+    Pending,
+}
+
+impl AttestError {
+    /// Stable slug.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::AaUnreachable(_) => "aa-unreachable",
+            Self::AaTimeout => "aa-timeout",
+            Self::AaError { .. } => "aa-error",
+            Self::AaNoTeeType => "aa-no-tee-type",
+            Self::AaGarbage(_) => "aa-garbage",
+            Self::Certificate(_) => "certificate-failed",
+            Self::Pending => "evidence-pending",
+        }
+    }
+}
+
+/// Why the peer's evidence got no verdict that lets it in.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum VerifyError {
+    /// The TEE proves nothing and `allow_sample` is not set.
+    #[error("the peer's TEE is `{0}`, which proves nothing; verify.allow_sample is not set")]
+    SampleTeeRefused(String),
+    /// The sample verifier knows only the sample TEE.
+    #[error("the sample verifier cannot appraise TEE `{0}`")]
+    TeeUnsupported(String),
+    /// The evidence's report data is not the digest of the runtime data.
+    #[error("the evidence is bound to other runtime data")]
+    ReportData,
+    /// The evidence cannot be read.
+    #[error("the evidence is malformed: {0}")]
+    Malformed(&'static str),
+    /// The attestation service could not be reached.
+    #[error("attestation service unreachable: {0}")]
+    AsUnreachable(String),
+    /// The attestation service did not answer within the deadline.
+    #[error("attestation service did not answer within the deadline")]
+    AsTimeout,
+    /// The attestation service refused the evidence.
+    #[error("attestation service refused the evidence: {0}")]
+    AsRejected(String),
+    /// The attestation service answered with an error.
+    #[error("attestation service answered {status}: {text}")]
+    AsError {
+        /// HTTP status.
+        status: u16,
+        /// First line or so of the text.
+        text: String,
+    },
+    /// The attestation service's answer is no token.
+    #[error("attestation service sent garbage: {0}")]
+    AsGarbage(String),
+    /// The token is over.
+    #[error("token expired")]
+    TokenExpired,
+    /// The token is from the future.
+    #[error("token not yet valid")]
+    TokenNotYetValid,
+    /// The token's signature does not verify.
+    #[error("token signature wrong")]
+    TokenSignature,
+    /// The token's signer does not chain to a trust anchor.
+    #[error("token signer not trusted: {0}")]
+    TokenUntrustedSigner(String),
+    /// The token is about other runtime data.
+    #[error("token is not about this peer's key")]
+    TokenRuntimeData,
+    /// The token was made under another policy.
+    #[error("token made under policy {found:?}, not {wanted:?}")]
+    TokenPolicy {
+        /// Policies configured.
+        wanted: Vec<String>,
+        /// Policies in the token.
+        found: Vec<String>,
+    },
+    /// A submodule's status is `none`.
+    #[error("appraisal of {0}: none")]
+    TokenStatusNone(String),
+    /// A submodule's status is `warning`.
+    #[error("appraisal of {0}: warning")]
+    TokenStatusWarning(String),
+    /// A submodule's status is `contraindicated`.
+    #[error("appraisal of {0}: contraindicated")]
+    TokenStatusContraindicated(String),
+    /// The token is not an EAR as CoCo makes it.
+    #[error("token malformed: {0}")]
+    TokenMalformed(&'static str),
+    /// The token is not signed with ES256.
+    #[error("token algorithm is not ES256")]
+    TokenAlg,
+    /// Too many appraisals are under way.
+    #[error("too many appraisals at once")]
+    Busy,
+    /// The appraisal ended without a result.
+    #[error("appraisal ended without a result")]
+    Internal,
+}
+
+impl VerifyError {
+    /// Stable slug.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::SampleTeeRefused(_) => "sample-tee-refused",
+            Self::TeeUnsupported(_) => "sample-tee-unsupported",
+            Self::ReportData => "evidence-report-data",
+            Self::Malformed(_) => "evidence-malformed",
+            Self::AsUnreachable(_) => "as-unreachable",
+            Self::AsTimeout => "as-timeout",
+            Self::AsRejected(_) => "as-rejected",
+            Self::AsError { .. } => "as-error",
+            Self::AsGarbage(_) => "as-garbage",
+            Self::TokenExpired => "token-expired",
+            Self::TokenNotYetValid => "token-not-yet-valid",
+            Self::TokenSignature => "token-signature",
+            Self::TokenUntrustedSigner(_) => "token-untrusted-signer",
+            Self::TokenRuntimeData => "token-runtime-data",
+            Self::TokenPolicy { .. } => "token-policy",
+            Self::TokenStatusNone(_) => "token-status-none",
+            Self::TokenStatusWarning(_) => "token-status-warning",
+            Self::TokenStatusContraindicated(_) => "token-status-contraindicated",
+            Self::TokenMalformed(_) => "token-malformed",
+            Self::TokenAlg => "token-alg",
+            Self::Busy => "verify-busy",
+            Self::Internal => "verify-internal",
+        }
+    }
+}

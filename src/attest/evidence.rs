@@ -1,0 +1,214 @@
+//! Evidence and its CBOR form in the certificate (TCG DICE tagged evidence, as TNG 2.8 writes it).
+
+use ciborium::Value;
+use serde_json::Map;
+
+/// OID 2.23.133.5.4.9, TCG DICE tagged evidence.
+pub const EVIDENCE_OID: &[u64] = &[2, 23, 133, 5, 4, 9];
+
+/// CBOR tag of CoCo evidence (background check).
+const TAG_EVIDENCE: u64 = 0xC0_C000;
+/// CBOR tag of a CoCo AS token (passport).
+const TAG_TOKEN: u64 = 0xC0_C001;
+/// IANA named-information id of SHA-384, the only hash TNG uses for runtime data.
+const SHA384_ID: u8 = 7;
+/// Longest runtime data taken from a peer, bytes.
+const MAX_RUNTIME_DATA: usize = 16 * 1024;
+
+/// What an attester says about a host, with what it is bound to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evidence {
+    /// kbs-types name of the TEE.
+    pub tee: String,
+    /// The TEE's evidence, bytes as the attester returned them (normally JSON text).
+    pub evidence: Vec<u8>,
+    /// Evidence of devices, JSON; this version makes none and asks for no appraisal of it.
+    pub additional: Option<Vec<u8>>,
+    /// The JSON text whose SHA-384 is the report data.
+    pub runtime_data: String,
+}
+
+/// Why an evidence extension could not be read.
+#[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
+pub enum EvidenceError {
+    /// Not the CBOR it should be.
+    #[error("evidence extension malformed: {0}")]
+    Malformed(&'static str),
+    /// A tag this version does not know.
+    #[error("evidence tag {0:#x} is unknown")]
+    UnknownTag(u64),
+    /// A token instead of evidence.
+    #[error("the peer shows a token (passport); this side does background check")]
+    Passport,
+    /// Runtime data hashed with something other than SHA-384.
+    #[error("runtime data hash algorithm is not SHA-384")]
+    HashAlgorithm,
+}
+
+impl EvidenceError {
+    /// Stable slug.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "peer-evidence-malformed",
+            Self::UnknownTag(_) => "peer-evidence-unknown-tag",
+            Self::Passport => "peer-evidence-passport",
+            Self::HashAlgorithm => "peer-evidence-hash",
+        }
+    }
+}
+
+fn map_bytes(fields: Vec<(&str, Value)>) -> Vec<u8> {
+    let map = Value::Map(fields.into_iter().map(|(k, v)| (Value::Text(k.into()), v)).collect());
+    to_vec(&map)
+}
+
+fn to_vec(value: &Value) -> Vec<u8> {
+    let mut out = Vec::new();
+    ciborium::into_writer(value, &mut out).expect("a Vec takes every write");
+    out
+}
+
+/// One CBOR item and nothing after it.
+fn one_item(bytes: &[u8]) -> Result<Value, EvidenceError> {
+    let mut rest = bytes;
+    let value = ciborium::from_reader(&mut rest).map_err(|_| EvidenceError::Malformed("not CBOR"))?;
+    if rest.is_empty() { Ok(value) } else { Err(EvidenceError::Malformed("bytes after the CBOR item")) }
+}
+
+impl Evidence {
+    /// Value of the certificate extension.
+    pub fn to_extension(&self) -> Vec<u8> {
+        let inner = map_bytes(vec![
+            ("tee_type", Value::Text(self.tee.clone())),
+            ("aa_evidence", Value::Bytes(self.evidence.clone())),
+            ("aa_additional_evidence", self.additional.clone().map_or(Value::Null, Value::Bytes)),
+            ("aa_runtime_data", Value::Text(self.runtime_data.clone())),
+            ("aa_runtime_data_hash_algo", Value::from(SHA384_ID)),
+        ]);
+        // The second element, the claims buffer, is deprecated and always empty.
+        let pair = Value::Array(vec![Value::Bytes(inner), Value::Bytes(Vec::new())]);
+        to_vec(&Value::Tag(TAG_EVIDENCE, Box::new(pair)))
+    }
+
+    /// Reads the certificate extension's value.
+    pub fn from_extension(bytes: &[u8]) -> Result<Self, EvidenceError> {
+        let Value::Tag(tag, item) = one_item(bytes)? else { return Err(EvidenceError::Malformed("no tag")) };
+        match tag {
+            TAG_EVIDENCE => {}
+            TAG_TOKEN => return Err(EvidenceError::Passport),
+            other => return Err(EvidenceError::UnknownTag(other)),
+        }
+        let Ok([Value::Bytes(inner), Value::Bytes(_)]) = <[Value; 2]>::try_from(item.into_array().unwrap_or_default())
+        else {
+            return Err(EvidenceError::Malformed("not an array of two byte strings"));
+        };
+        let fields = one_item(&inner)?.into_map().map_err(|_| EvidenceError::Malformed("not a map"))?;
+        Self::from_fields(fields)
+    }
+
+    fn from_fields(fields: Vec<(Value, Value)>) -> Result<Self, EvidenceError> {
+        let (mut tee, mut evidence, mut additional, mut runtime_data, mut algo) = (None, None, None, None, None);
+        let set = |slot: &mut Option<Value>, v| match slot.replace(v) {
+            None => Ok(()),
+            // Two readers could take different ones.
+            Some(_) => Err(EvidenceError::Malformed("a field occurs twice")),
+        };
+        for (key, value) in fields {
+            match key.as_text() {
+                Some("tee_type") => set(&mut tee, value)?,
+                Some("aa_evidence") => set(&mut evidence, value)?,
+                Some("aa_additional_evidence") => set(&mut additional, value)?,
+                Some("aa_runtime_data") => set(&mut runtime_data, value)?,
+                Some("aa_runtime_data_hash_algo") => set(&mut algo, value)?,
+                Some(_) => {}
+                None => return Err(EvidenceError::Malformed("a key is not text")),
+            }
+        }
+        if algo != Some(Value::from(SHA384_ID)) {
+            return Err(EvidenceError::HashAlgorithm);
+        }
+        let tee = tee.and_then(|v| v.into_text().ok()).ok_or(EvidenceError::Malformed("tee_type"))?;
+        if tee.is_empty() || tee.len() > 32 || !tee.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+            return Err(EvidenceError::Malformed("tee_type"));
+        }
+        let runtime_data =
+            runtime_data.and_then(|v| v.into_text().ok()).ok_or(EvidenceError::Malformed("aa_runtime_data"))?;
+        if runtime_data.len() > MAX_RUNTIME_DATA {
+            return Err(EvidenceError::Malformed("aa_runtime_data too long"));
+        }
+        let evidence = evidence.and_then(|v| v.into_bytes().ok()).ok_or(EvidenceError::Malformed("aa_evidence"))?;
+        let additional = match additional {
+            None | Some(Value::Null) => None,
+            Some(Value::Bytes(b)) => Some(b),
+            Some(_) => return Err(EvidenceError::Malformed("aa_additional_evidence")),
+        };
+        Ok(Self { tee, evidence, additional, runtime_data })
+    }
+
+    /// The runtime data as an object, or `None` when it is not one.
+    pub fn runtime_object(&self) -> Option<Map<String, serde_json::Value>> {
+        serde_json::from_str(&self.runtime_data).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn example() -> Evidence {
+        Evidence {
+            tee: "tdx".into(),
+            evidence: vec![1, 2, 3],
+            additional: None,
+            runtime_data: r#"{"pubkey-hash":"x"}"#.into(),
+        }
+    }
+
+    #[test]
+    fn the_extension_is_the_tag_around_two_byte_strings() {
+        let bytes = example().to_extension();
+        assert_eq!(bytes[..6], [0xda, 0x00, 0xc0, 0xc0, 0x00, 0x82]);
+        assert_eq!(bytes.last(), Some(&0x40), "empty claims buffer");
+        assert_eq!(Evidence::from_extension(&bytes), Ok(example()));
+        let more = Evidence { additional: Some(vec![9]), ..example() };
+        assert_eq!(Evidence::from_extension(&more.to_extension()), Ok(more));
+    }
+
+    #[test]
+    fn other_tags_are_refused_each_with_its_reason() {
+        // TNG's own unit-test vector: tag 60000, evidence 01020304, claims 05060708.
+        let foreign = [0xd9, 0xea, 0x60, 0x82, 0x44, 1, 2, 3, 4, 0x44, 5, 6, 7, 8];
+        assert_eq!(Evidence::from_extension(&foreign), Err(EvidenceError::UnknownTag(60000)));
+        assert_eq!(Evidence::from_extension(&[0xda, 0, 0xc0, 0xc0, 1, 0x82, 0x40, 0x40]), Err(EvidenceError::Passport));
+        let mut bytes = example().to_extension();
+        bytes.push(0);
+        assert!(matches!(Evidence::from_extension(&bytes), Err(EvidenceError::Malformed(_))));
+        for n in [0x80, 0x81, 0x83] {
+            let mut bytes = vec![0xda, 0, 0xc0, 0xc0, 0, n];
+            bytes.extend(std::iter::repeat_n(0x40, usize::from(n & 0xf)));
+            assert!(matches!(Evidence::from_extension(&bytes), Err(EvidenceError::Malformed(_))));
+        }
+    }
+
+    #[test]
+    fn a_field_given_twice_is_refused() {
+        let field = |k: &str| (Value::Text(k.into()), Value::Text("sample".into()));
+        assert_eq!(
+            Evidence::from_fields(vec![field("tee_type"), field("tee_type")]),
+            Err(EvidenceError::Malformed("a field occurs twice"))
+        );
+        assert_eq!(Evidence::from_fields(vec![field("tee_type")]), Err(EvidenceError::HashAlgorithm));
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Evidence::from_extension(&bytes);
+            let mut tagged = vec![0xda, 0, 0xc0, 0xc0, 0, 0x82, 0x58, bytes.len() as u8];
+            tagged.extend(&bytes);
+            tagged.push(0x40);
+            let _ = Evidence::from_extension(&tagged);
+        }
+    }
+}

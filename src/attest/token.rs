@@ -1,0 +1,187 @@
+//! The token of an attestation service: an EAR (draft-fv-rats-ear) in a JWT, as CoCo's trustee signs it.
+
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::anchors::{Anchors, Jwk};
+use super::clock::from_unix;
+use super::{Verdict, VerifyError, is_sample_tee, json_contains};
+
+/// How far the service's clock may be ahead. There is no allowance at the end: a verdict must not outlive its token.
+const LEEWAY: Duration = Duration::from_secs(60);
+const PROFILE: &str = "tag:github.com,2024:confidential-containers/Trustee";
+/// Members of the annotated evidence that do not name a TEE.
+const NOT_A_TEE: [&str; 4] = ["report_data", "runtime_data_claims", "init_data", "init_data_claims"];
+
+/// What a token must say.
+pub struct Expected<'a> {
+    /// Members its runtime data must hold.
+    pub runtime_data: &'a Map<String, Value>,
+    /// Policies it must be made under; none: `default`, which is what the service takes then.
+    pub policy_ids: &'a [String],
+    /// Whether a TEE that proves nothing is let in.
+    pub allow_sample: bool,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    #[serde(default)]
+    crit: Option<Value>,
+    #[serde(default)]
+    jwk: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    eat_profile: String,
+    iat: u64,
+    exp: u64,
+    #[serde(default)]
+    nbf: Option<u64>,
+    submods: Map<String, Value>,
+}
+
+fn part<T: serde::de::DeserializeOwned>(text: &str, what: &'static str) -> Result<T, VerifyError> {
+    let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).map_err(|_| VerifyError::TokenMalformed(what))?;
+    serde_json::from_slice(&bytes).map_err(|_| VerifyError::TokenMalformed(what))
+}
+
+/// Whether `text` has the form of a JWT at all.
+pub fn looks_like_jwt(text: &str) -> bool {
+    let url_safe = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    text.split('.').count() == 3 && text.split('.').all(url_safe)
+}
+
+/// Verifies `token` at `now`. The verdict ends when the token does.
+pub fn verify(
+    token: &str,
+    anchors: &Anchors,
+    expected: &Expected<'_>,
+    now: SystemTime,
+) -> Result<Verdict, VerifyError> {
+    let mut parts = token.split('.');
+    let (Some(header), Some(payload), Some(signature), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(VerifyError::TokenMalformed("not three parts"));
+    };
+    signed(header, payload, signature, anchors, now)?;
+    let claims: Claims = part(payload, "claims")?;
+    let expires_at = timely(&claims, now)?;
+    appraised(&claims.submods, expected, anchors.origin(), now, expires_at)
+}
+
+fn signed(header: &str, payload: &str, signature: &str, anchors: &Anchors, now: SystemTime) -> Result<(), VerifyError> {
+    let parsed: Header = part(header, "header")?;
+    if parsed.alg != "ES256" {
+        return Err(VerifyError::TokenAlg);
+    }
+    if parsed.crit.is_some() {
+        return Err(VerifyError::TokenMalformed("critical header"));
+    }
+    let jwk: Jwk = parsed
+        .jwk
+        .and_then(|v| serde_json::from_value(v).ok())
+        .ok_or(VerifyError::TokenMalformed("no EC key in the header"))?;
+    let point = jwk.point().ok_or(VerifyError::TokenMalformed("no P-256 key in the header"))?;
+    let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).map_err(|_| VerifyError::TokenMalformed("signature"))?;
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
+        .verify(format!("{header}.{payload}").as_bytes(), &signature)
+        .map_err(|_| VerifyError::TokenSignature)?;
+    // A key that the token brings along proves nothing until an anchor vouches for it.
+    anchors.trust(&jwk, now).map_err(|e| VerifyError::TokenUntrustedSigner(e.into()))
+}
+
+fn timely(claims: &Claims, now: SystemTime) -> Result<SystemTime, VerifyError> {
+    if claims.eat_profile != PROFILE {
+        return Err(VerifyError::TokenMalformed("eat_profile"));
+    }
+    let time = |secs| from_unix(secs).ok_or(VerifyError::TokenMalformed("a time out of range"));
+    let expires_at = time(claims.exp)?;
+    if expires_at <= now {
+        return Err(VerifyError::TokenExpired);
+    }
+    if time(claims.iat.max(claims.nbf.unwrap_or(0)))? > now + LEEWAY {
+        return Err(VerifyError::TokenNotYetValid);
+    }
+    Ok(expires_at)
+}
+
+fn appraised(
+    submods: &Map<String, Value>,
+    expected: &Expected<'_>,
+    trust_anchor: &str,
+    now: SystemTime,
+    expires_at: SystemTime,
+) -> Result<Verdict, VerifyError> {
+    let evidence_of = |submod: &Value| -> Result<Map<String, Value>, VerifyError> {
+        let found = submod.get("ear.veraison.annotated-evidence").and_then(Value::as_object).cloned();
+        found.ok_or(VerifyError::TokenMalformed("a submodule without evidence"))
+    };
+    let cpu = evidence_of(submods.get("cpu0").ok_or(VerifyError::TokenMalformed("no submodule cpu0"))?)?;
+    if !json_contains(cpu.get("runtime_data_claims").unwrap_or(&Value::Null), expected.runtime_data) {
+        return Err(VerifyError::TokenRuntimeData);
+    }
+    let mut found_policies = Vec::new();
+    let mut tees = Vec::new();
+    for (name, submod) in submods {
+        affirming(name, submod)?;
+        let policy = submod.get("ear.appraisal-policy-id").and_then(Value::as_str);
+        let policy = policy.ok_or(VerifyError::TokenMalformed("a submodule without policy"))?.to_owned();
+        if !found_policies.contains(&policy) {
+            found_policies.push(policy);
+        }
+        let evidence = evidence_of(submod)?;
+        // Evidence of a device that is bound to something must be bound to this peer.
+        if let Some(bound) = evidence.get("runtime_data_claims").filter(|b| !b.is_null())
+            && !json_contains(bound, expected.runtime_data)
+        {
+            return Err(VerifyError::TokenRuntimeData);
+        }
+        let named: Vec<_> = evidence.keys().filter(|k| !NOT_A_TEE.contains(&k.as_str())).cloned().collect();
+        let [tee] = &named[..] else { return Err(VerifyError::TokenMalformed("not one TEE a submodule")) };
+        if is_sample_tee(tee) && !expected.allow_sample {
+            return Err(VerifyError::SampleTeeRefused(tee.clone()));
+        }
+        tees.push((name == "cpu0", tee.clone()));
+    }
+    policies(&found_policies, expected.policy_ids)?;
+    let sample = tees.iter().any(|(_, t)| is_sample_tee(t));
+    let tee = tees.into_iter().find(|(cpu, _)| *cpu).map(|(_, t)| t);
+    Ok(Verdict {
+        tee: tee.ok_or(VerifyError::TokenMalformed("no submodule cpu0"))?,
+        policy_ids: found_policies,
+        verifier: "as".into(),
+        trust_anchor: trust_anchor.into(),
+        sample,
+        appraised_at: now,
+        expires_at,
+    })
+}
+
+fn affirming(name: &str, submod: &Value) -> Result<(), VerifyError> {
+    match submod.get("ear.status").and_then(Value::as_str) {
+        Some("affirming") => Ok(()),
+        Some("none") => Err(VerifyError::TokenStatusNone(name.into())),
+        Some("warning") => Err(VerifyError::TokenStatusWarning(name.into())),
+        Some("contraindicated") => Err(VerifyError::TokenStatusContraindicated(name.into())),
+        _ => Err(VerifyError::TokenMalformed("a submodule without a known status")),
+    }
+}
+
+/// Every policy that is wanted was used, and none besides.
+fn policies(found: &[String], wanted: &[String]) -> Result<(), VerifyError> {
+    let default = ["default".to_owned()];
+    let wanted = if wanted.is_empty() { &default[..] } else { wanted };
+    if wanted.iter().all(|w| found.contains(w)) && found.iter().all(|f| wanted.contains(f)) {
+        return Ok(());
+    }
+    Err(VerifyError::TokenPolicy { wanted: wanted.to_vec(), found: found.to_vec() })
+}
+
+#[cfg(test)]
+mod tests;

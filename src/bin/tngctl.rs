@@ -1,0 +1,115 @@
+//! tngctl(1): the operator's tool.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use tng::ctl::{self, LocalAnswer, Scope, Style};
+
+/// Shows and steers tng instances.
+#[derive(Parser)]
+#[command(name = "tngctl", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show instances, endpoints, counts, verdicts and refusals
+    Status {
+        /// Instance name; all instances of this network namespace when absent
+        name: Option<String>,
+        /// Print machine-readable JSON
+        #[arg(long)]
+        json: bool,
+        /// Show again every second until interrupted
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Check configurations: every error at once, with file, line, column and a hint
+    Check {
+        /// Instance names (/etc/tng/NAME.toml) or files; all of /etc/tng when absent
+        #[arg(value_name = "NAME|FILE")]
+        instances: Vec<String>,
+        /// Print machine-readable JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the nftables rules that are, or would be, applied
+    Rules {
+        /// Instance name (/etc/tng/NAME.toml) or file
+        #[arg(value_name = "NAME|FILE")]
+        instance: String,
+    },
+    /// List open connections
+    Connections {
+        /// Instance name; all instances of this network namespace when absent
+        name: Option<String>,
+        /// Print machine-readable JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Replace the configuration of a running instance: in all places, or in none
+    Reload {
+        /// Instance name (/etc/tng/NAME.toml) or file
+        #[arg(value_name = "NAME|FILE")]
+        instance: String,
+    },
+    /// Print shell completions
+    #[command(hide = true)]
+    Completions { shell: clap_complete::Shell },
+}
+
+fn main() -> ExitCode {
+    let answer = match Cli::parse().command {
+        Command::Status { name, json, watch: true } => watch(&scope(name), json),
+        Command::Status { name, json, watch: false } => ctl::status(&scope(name), json, Style::of_stdout()).into(),
+        Command::Check { instances, json } => ctl::check(&instances, json),
+        Command::Rules { instance } => ctl::rules(&instance),
+        Command::Connections { name, json } => ctl::connections(&scope(name), json).into(),
+        Command::Reload { instance } => ctl::reload(&instance),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tngctl", &mut script);
+            let text = String::from_utf8_lossy(&script).into_owned();
+            LocalAnswer { text, errors: Vec::new(), status: 0 }
+        }
+    };
+    print(&answer);
+    ExitCode::from(answer.status)
+}
+
+/// An instance may be named by its file as well: `tngctl status /etc/tng/ingress.toml`.
+fn scope(name: Option<String>) -> Scope {
+    Scope::here(name.map(|n| match std::path::Path::new(&n).file_stem() {
+        Some(stem) if n.ends_with(".toml") => stem.to_string_lossy().into_owned(),
+        _ => n,
+    }))
+}
+
+fn watch(scope: &Scope, json: bool) -> LocalAnswer {
+    const CLEAR: &str = "\x1b[H\x1b[2J";
+    loop {
+        let answer: LocalAnswer = ctl::status(scope, json, Style::of_stdout()).into();
+        let mut out = std::io::stdout().lock();
+        // Who reads us has gone: that is how a watch ends.
+        if write!(out, "{CLEAR}{}", answer.text).and_then(|()| out.flush()).is_err() {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn print(answer: &LocalAnswer) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(answer.text.as_bytes());
+    if !answer.text.is_empty() && !answer.text.ends_with('\n') {
+        let _ = out.write_all(b"\n");
+    }
+    for error in &answer.errors {
+        let prefix = if error.starts_with("tngctl:") || error.starts_with("warning:") { "" } else { "tngctl: " };
+        eprintln!("{prefix}{}", error.trim_end());
+    }
+}

@@ -1,0 +1,235 @@
+//! tngd(8): the daemon and its privileged commands.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use tng::capture::apply;
+use tng::capture::guard::Guard;
+use tng::capture::plan::RulesPlan;
+use tng::config::{self, OnStop};
+use tng::daemon::lifecycle::{self, ServeOptions};
+use tng::daemon::{self, Paths, supervisor};
+
+/// Puts unmodified TCP applications behind attested TLS.
+#[derive(Parser)]
+#[command(name = "tngd", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check a configuration: every error at once, with file, line, column and a hint
+    Check {
+        /// Instance names (/etc/tng/NAME.toml) or files; all of /etc/tng when absent
+        #[arg(value_name = "NAME|FILE")]
+        instances: Vec<String>,
+        /// Print machine-readable JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run an instance in one command: rules, guard, and the data plane in an unprivileged child
+    Run {
+        /// Instance name (/etc/tng/NAME.toml) or file
+        #[arg(value_name = "NAME|FILE")]
+        instance: String,
+        /// User the data plane becomes (default: the caller)
+        #[arg(long)]
+        user: Option<String>,
+    },
+    /// Run the data plane alone; listeners from the service manager, or bound here
+    Serve {
+        /// Instance name (/etc/tng/NAME.toml) or file
+        #[arg(value_name = "NAME|FILE")]
+        instance: String,
+        /// User to become once listeners are bound
+        #[arg(long)]
+        user: Option<String>,
+        /// Process id of the tngd run that started this
+        #[arg(long, hide = true)]
+        supervisor: Option<u32>,
+    },
+    /// Apply or remove an instance's rules and routes
+    Net {
+        #[command(subcommand)]
+        command: NetCommand,
+    },
+    /// Hold the fail-closed guard table and put back rules that a stranger removed
+    Guard {
+        /// Instance name (/etc/tng/NAME.toml) or file
+        #[arg(value_name = "NAME|FILE")]
+        instance: String,
+        /// User the data plane runs as (default: tng, or root where there is no such user)
+        #[arg(long)]
+        owner: Option<String>,
+    },
+    /// Print shell completions
+    #[command(hide = true)]
+    Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Subcommand)]
+enum NetCommand {
+    /// Apply the rules and routes
+    Up {
+        /// Instance name (/etc/tng/NAME.toml) or file
+        #[arg(value_name = "NAME|FILE")]
+        instance: String,
+        /// User the data plane runs as (default: tng, or root where there is no such user)
+        #[arg(long)]
+        owner: Option<String>,
+    },
+    /// Remove the rules and routes, whatever state they are in
+    Down {
+        /// Instance name (/etc/tng/NAME.toml) or file
+        #[arg(value_name = "NAME|FILE")]
+        instance: String,
+    },
+}
+
+/// A failure with its exit status.
+struct Failure {
+    status: u8,
+    message: String,
+}
+
+macro_rules! failure_from {
+    ($($error:ty),* $(,)?) => { $(
+        impl From<$error> for Failure {
+            fn from(e: $error) -> Self {
+                Self { status: e.exit_status(), message: e.to_string() }
+            }
+        }
+    )* };
+}
+failure_from!(lifecycle::ServeError, supervisor::RunError);
+
+impl From<config::Report> for Failure {
+    fn from(report: config::Report) -> Self {
+        Self { status: 78, message: report.to_string() }
+    }
+}
+
+impl From<tng::capture::guard::GuardError> for Failure {
+    fn from(e: tng::capture::guard::GuardError) -> Self {
+        Self { status: 1, message: format!("{e} [{}]", e.reason()) }
+    }
+}
+
+impl From<apply::ApplyError> for Failure {
+    fn from(e: apply::ApplyError) -> Self {
+        let status = match e {
+            apply::ApplyError::Privilege => 77,
+            apply::ApplyError::Conflict(_) => 78,
+            _ => 1,
+        };
+        Self { status, message: format!("{e} [{}]", e.reason()) }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli.command) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            for line in failure.message.lines() {
+                let prefix = if line.starts_with("tngd:") || line.starts_with(' ') { "" } else { "tngd: " };
+                eprintln!("{prefix}{line}");
+            }
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<u8, Failure> {
+    match command {
+        Command::Check { instances, json } => {
+            let output = config::check_command("tngd", &instances, json);
+            print!("{}", output.stdout);
+            eprint!("{}", output.stderr);
+            Ok(u8::try_from(output.code).unwrap_or(1))
+        }
+        Command::Run { instance, user } => {
+            daemon::init_logging();
+            supervisor::run(&instance, user.as_deref())?;
+            Ok(0)
+        }
+        Command::Serve { instance, user, supervisor } => {
+            daemon::init_logging();
+            lifecycle::serve(&ServeOptions { instance, user, supervisor })?;
+            Ok(0)
+        }
+        Command::Net { command: NetCommand::Up { instance, owner } } => {
+            administrator()?;
+            let config = config::load(&config::instance_path(&instance)?)?.config;
+            apply::up(&Paths::current(), &config, owner_uid(owner.as_deref())?)?;
+            Ok(0)
+        }
+        Command::Net { command: NetCommand::Down { instance } } => {
+            administrator()?;
+            // By name alone: what is up must come down also when the file is broken or gone.
+            let name = config::instance_of(&config::instance_path(&instance)?)?;
+            apply::down(&Paths::current(), &name)?;
+            Ok(0)
+        }
+        Command::Guard { instance, owner } => guard(&instance, owner.as_deref()),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tngd", &mut script);
+            std::io::stdout().write_all(&script).map_err(|e| Failure { status: 1, message: e.to_string() })?;
+            Ok(0)
+        }
+    }
+}
+
+fn administrator() -> Result<(), Failure> {
+    if daemon::may_administer_network() { Ok(()) } else { Err(apply::ApplyError::Privilege.into()) }
+}
+
+/// The data plane's user: as asked, else `tng` where the package made it, else root.
+fn owner_uid(owner: Option<&str>) -> Result<u32, Failure> {
+    match owner {
+        Some(name) => daemon::find_user(name)
+            .map(|(uid, _)| uid.as_raw())
+            .map_err(|e| Failure { status: 67, message: e.to_string() }),
+        None => Ok(daemon::find_user("tng").map_or(0, |(uid, _)| uid.as_raw())),
+    }
+}
+
+fn guard(instance: &str, owner: Option<&str>) -> Result<u8, Failure> {
+    use std::os::fd::AsFd;
+    daemon::init_logging();
+    administrator()?;
+    let config = config::load(&config::instance_path(instance)?)?.config;
+    let mut signals = nix::sys::signal::SigSet::empty();
+    signals.add(nix::sys::signal::Signal::SIGTERM);
+    signals.add(nix::sys::signal::Signal::SIGINT);
+    let io = |e: nix::errno::Errno| Failure { status: 1, message: format!("signals: {e}") };
+    signals.thread_block().map_err(io)?;
+    let stop = nix::sys::signalfd::SignalFd::new(&signals).map_err(io)?;
+    let paths = Paths::current();
+    let slots = apply::allocate(&paths, &config, owner_uid(owner)?)?;
+    let plan = RulesPlan::new(&config, &slots);
+    if plan.is_empty() {
+        return Err(Failure { status: 1, message: format!("instance {} captures nothing to guard", config.instance) });
+    }
+    let mut guard = Guard::start(&paths, plan)?;
+    let status = format!("guarding {}", config.instance);
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&status)]);
+    if let Some(socket) = guard.socket() {
+        // A copy with the service manager keeps the table when this process is killed.
+        let notes = [sd_notify::NotifyState::FdStore, sd_notify::NotifyState::FdName("guard")];
+        let _ = sd_notify::notify_with_fds(&notes, &[socket]);
+    }
+    tracing::info!("{status}");
+    guard.run(stop.as_fd())?;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    if config.on_stop == OnStop::Closed {
+        tracing::info!(instance = %config.instance, "guard stopped: captured traffic is no longer refused by it");
+    }
+    drop(guard);
+    let _ = apply::release_if_down(&paths, &config.instance);
+    Ok(0)
+}

@@ -1,0 +1,260 @@
+//! `net up` and `net down`: the rule, the routes and the capture table of one instance, in that order in and in the
+//! reverse order out. Every step can be repeated; what a killed command left is taken up by the next one.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use super::allocation::{AllocationError, Allocations, InstanceSlots, Locked, port_is_free, write_atomically};
+use super::nft::{self, NftError};
+use super::plan::{RulesPlan, capture_table_name};
+use super::render;
+use super::routes::{self, Part, RouteError};
+use super::{compile, observe, sockets};
+use crate::config::{self, Config, InstanceName, Severity};
+use crate::daemon::Paths;
+use crate::failpoint;
+
+/// Why rules could not be applied or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Ids or ports.
+    #[error(transparent)]
+    Allocation(#[from] AllocationError),
+    /// nftables.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    /// Policy routing.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// A file under the run-time directory.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// Another instance that is up has the same listener or captures the same traffic.
+    #[error("{0}")]
+    Conflict(config::Report),
+    /// Not root.
+    #[error("rules need CAP_NET_ADMIN; run this as root")]
+    Privilege,
+    /// A cgroup that an entry names is not there.
+    #[error(
+        "cgroup \"{0}\" does not exist (or cgroup v2 is not mounted at /sys/fs/cgroup); start the slice first: \
+         systemctl start {0}"
+    )]
+    CgroupMissing(String),
+    /// A test asked for it.
+    #[error("failpoint {0}")]
+    Failpoint(&'static str),
+}
+
+impl ApplyError {
+    /// Stable slug for logs and docs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            ApplyError::Allocation(e) => e.reason(),
+            ApplyError::Nft(e) => e.reason(),
+            ApplyError::Route(e) => e.reason(),
+            ApplyError::File { .. } => "state-unusable",
+            ApplyError::Conflict(_) => "config-conflict",
+            ApplyError::Privilege => "not-permitted",
+            ApplyError::CgroupMissing(_) => "cgroup-missing",
+            ApplyError::Failpoint(_) => "failpoint",
+        }
+    }
+}
+
+/// Stops here when a test asked for it.
+pub(crate) fn point(name: &'static str) -> Result<(), ApplyError> {
+    match failpoint::at(name) {
+        Some(failpoint::Action::Error) => Err(ApplyError::Failpoint(name)),
+        Some(failpoint::Action::Stall) => loop {
+            std::thread::park();
+        },
+        _ => Ok(()),
+    }
+}
+
+/// Refuses what an instance that is up already has: which of the two got the traffic would be a matter of luck.
+pub(crate) fn check_beside(allocations: &Allocations, config: &Config) -> Result<(), ApplyError> {
+    let mut diagnostics = Vec::new();
+    for source in allocations.sources_beside(&config.instance) {
+        // A file that is gone or broken by now cannot be compared; its own reload will tell.
+        if let Ok(other) = config::load(source) {
+            diagnostics.extend(config::conflicts_between(config, &other.config));
+        }
+    }
+    diagnostics.retain(|d| d.severity == Severity::Error);
+    if diagnostics.is_empty() { Ok(()) } else { Err(ApplyError::Conflict(config::Report { diagnostics })) }
+}
+
+/// Records ids and ports of `config`, for a guard that comes before the rules.
+pub fn allocate(paths: &Paths, config: &Config, owner_uid: u32) -> Result<InstanceSlots, ApplyError> {
+    let lock = Locked::acquire(paths)?;
+    let mut allocations = lock.load()?;
+    check_beside(&allocations, config)?;
+    let slots = allocations.assign(config, owner_uid, port_is_free)?;
+    lock.store(&allocations)?;
+    Ok(slots)
+}
+
+/// Forgets the ids of an instance whose rules are not there.
+pub fn release_if_down(paths: &Paths, instance: &InstanceName) -> Result<(), ApplyError> {
+    let lock = Locked::acquire(paths)?;
+    if !observe::table_exists(&capture_table_name(instance))? {
+        let mut allocations = lock.load()?;
+        allocations.release(instance);
+        lock.store(&allocations)?;
+        paths.remove_instance(instance);
+    }
+    Ok(())
+}
+
+/// Brings rule, routes and capture table of `config` into the kernel. Returns its ids and ports.
+///
+/// On failure everything is as before: a fresh instance leaves nothing, a running one keeps its rules.
+pub fn up(paths: &Paths, config: &Config, owner_uid: u32) -> Result<InstanceSlots, ApplyError> {
+    let lock = Locked::acquire(paths)?;
+    up_locked(paths, &lock, config, owner_uid)
+}
+
+pub(crate) fn up_locked(
+    paths: &Paths,
+    lock: &Locked,
+    config: &Config,
+    owner_uid: u32,
+) -> Result<InstanceSlots, ApplyError> {
+    let before = lock.load()?;
+    check_beside(&before, config)?;
+    let mut after = before.clone();
+    let slots = after.assign(config, owner_uid, port_is_free)?;
+    let plan = RulesPlan::new(config, &slots);
+    // Recorded first: if this command is killed half way, the next one finds the same ids.
+    lock.store(&after)?;
+    paths
+        .make_instance_dir(&config.instance, owner_uid)
+        .map_err(|source| ApplyError::File { path: paths.root().display().to_string(), source })?;
+    let was_up = observe::table_exists(&plan.capture_table())?;
+    match apply_plan(paths, &plan) {
+        Ok(()) => Ok(slots),
+        Err(e) => {
+            // A transaction that failed changed nothing, so a running instance is as it was.
+            let _ = lock.store(&before);
+            if !was_up {
+                let _ = nft::apply(&render::removal(&plan.capture_table()));
+                let _ = remove_routes_if_last();
+                if before.get(&config.instance).is_none() {
+                    paths.remove_instance(&config.instance);
+                }
+            }
+            Err(e)
+        }
+    }
+}
+
+/// Applies a plan whose slots are recorded already. Also the repair after a stranger removed something.
+pub(crate) fn apply_plan(paths: &Paths, plan: &RulesPlan) -> Result<(), ApplyError> {
+    let table = plan.capture_table();
+    if plan.is_empty() {
+        nft::apply(&render::removal(&table))?;
+        return Ok(());
+    }
+    check_cgroups(plan)?;
+    point("net-up.rule")?;
+    routes::ensure(Part::Rule)?;
+    point("net-up.route")?;
+    routes::ensure(Part::Routes)?;
+    point("net-up.nft")?;
+    let present = observe::present(&table)?;
+    nft::apply(&render::transaction(&compile::capture_table(plan), &present))?;
+    point("net-up.record")?;
+    record(paths, plan)?;
+    point("net-up.done")
+}
+
+/// What nft lists right after is what drift is measured against, and the plan is what a repair applies again.
+fn record(paths: &Paths, plan: &RulesPlan) -> Result<(), ApplyError> {
+    let listing = nft::list_stateless(&plan.capture_table())?;
+    let plan_json = serde_json::to_vec(plan).expect("plain data serialises");
+    for (path, bytes) in
+        [(paths.plan(&plan.instance), plan_json), (paths.applied(&plan.instance), listing.into_bytes())]
+    {
+        write_atomically(&path, &bytes)
+            .map_err(|source| ApplyError::File { path: path.display().to_string(), source })?;
+    }
+    Ok(())
+}
+
+/// The plan that [`up`] applied last, if it is up.
+pub(crate) fn recorded_plan(paths: &Paths, instance: &InstanceName) -> Option<RulesPlan> {
+    serde_json::from_slice(&std::fs::read(paths.plan(instance)).ok()?).ok()
+}
+
+/// Removes what [`up`] made, whoever made it and however far it got. The guard is not its business.
+pub fn down(paths: &Paths, instance: &InstanceName) -> Result<(), ApplyError> {
+    let lock = Locked::acquire(paths)?;
+    point("net-down.sockets")?;
+    if let Some(plan) = recorded_plan(paths, instance) {
+        match sockets::end_captured(&plan) {
+            Ok(0) => {}
+            Ok(ended) => tracing::info!(%instance, ended, "captured connections reset before their rules go"),
+            Err(error) => tracing::warn!(
+                reason = "sockets-not-ended",
+                %instance,
+                %error,
+                "an application that still holds a captured connection may send on it in plaintext"
+            ),
+        }
+    }
+    point("net-down.nft")?;
+    nft::apply(&render::removal(&capture_table_name(instance)))?;
+    point("net-down.route")?;
+    remove_routes_if_last()?;
+    point("net-down.record")?;
+    let mut allocations = lock.load()?;
+    allocations.release(instance);
+    lock.store(&allocations)?;
+    paths.remove_instance(instance);
+    Ok(())
+}
+
+/// The kernel's own list says who else needs the routes, not our files.
+fn remove_routes_if_last() -> Result<(), ApplyError> {
+    if nft::inet_tables()?.iter().any(|t| t.starts_with("tng_")) {
+        return Ok(());
+    }
+    Ok(routes::remove()?)
+}
+
+/// nft names a missing cgroup badly ("cgroupv2 path fails"), so it is looked for here.
+fn check_cgroups(plan: &RulesPlan) -> Result<(), ApplyError> {
+    let entries = plan.captures.iter().flat_map(|c| c.netfilter.capture.iter().chain(&c.netfilter.exclude));
+    let paths: BTreeSet<&str> = entries.filter_map(|e| e.cgroup.as_ref()).map(|c| c.0.as_str()).collect();
+    match paths.into_iter().find(|p| !std::path::Path::new("/sys/fs/cgroup").join(p).join("cgroup.procs").exists()) {
+        Some(missing) => Err(ApplyError::CgroupMissing(missing.to_owned())),
+        None => Ok(()),
+    }
+}
+
+/// The ruleset that is or would be applied, capture table and guard, as `tngctl rules` prints it.
+///
+/// Without recorded slots the ids and ports are the ones a start would take now.
+pub fn preview(paths: &Paths, config: &Config, owner_uid: u32) -> Result<String, ApplyError> {
+    let mut allocations = Allocations::load(paths)?;
+    let owner_uid = allocations.get(&config.instance).map_or(owner_uid, |slots| slots.owner_uid);
+    let slots = allocations.assign(config, owner_uid, port_is_free_or_ours(&allocations.clone(), config))?;
+    let plan = RulesPlan::new(config, &slots);
+    if plan.is_empty() {
+        return Ok(String::new());
+    }
+    Ok(format!("{}{}", render::table(&compile::capture_table(&plan)), render::table(&compile::guard_table(&plan))))
+}
+
+fn port_is_free_or_ours(allocations: &Allocations, config: &Config) -> impl Fn(u16) -> bool {
+    let ours: Vec<u16> =
+        allocations.get(&config.instance).map_or_else(Vec::new, |s| s.endpoints.values().map(|s| s.port).collect());
+    move |port| ours.contains(&port) || port_is_free(port)
+}

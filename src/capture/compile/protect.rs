@@ -1,0 +1,242 @@
+//! The protecting chains: what must not leave or arrive, whatever happened to capture.
+//!
+//! They repeat every qualifier of the captures, otherwise they would refuse others' traffic.
+
+use super::super::ir::*;
+use super::super::marks::*;
+use super::super::plan::{CapturePlan, RulesPlan};
+use super::super::selector::Scope;
+use super::{REFUSED, each};
+use crate::config::{Mark, Side};
+
+pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
+    let ingress: Vec<&CapturePlan> = plan.side(Side::Ingress).collect();
+    let egress: Vec<&CapturePlan> = plan.side(Side::Egress).collect();
+    let mut chains = Vec::new();
+    if !plan.captures.is_empty() {
+        chains.push(Chain::plain("protect_other", vec![other_transport()]));
+    }
+    chains.push(output(plan, &ingress, &egress));
+    chains.push(forward(plan, &ingress, &egress));
+    chains.push(postrouting(plan, &egress));
+    for c in &ingress {
+        chains.push(check(plan, c));
+    }
+    if !egress.is_empty() {
+        let rules = egress.iter().flat_map(|c| protected_input(c)).collect();
+        chains.push(Chain::base("protect_input", HookKind::Filter, HookPoint::Input, Priority::AfterFilter, rules));
+        chains.extend(egress.iter().map(|c| protected(plan, c)));
+    }
+    chains
+}
+
+fn other_transport() -> Rule {
+    Rule::new(
+        [Match::OtherTransport],
+        [Statement::Count(REFUSED.into()), Statement::RejectProhibited],
+        "QUIC and friends on a captured port: not attested, so refused",
+    )
+}
+
+fn excluded(c: &CapturePlan, end: End, scope: Scope) -> Vec<Rule> {
+    each(c.excluded().conditions(end, Transport::Any, scope), &[], &[], &[Statement::Return], "excluded")
+}
+
+fn output(plan: &RulesPlan, ingress: &[&CapturePlan], egress: &[&CapturePlan]) -> Chain {
+    let mut rules = Vec::new();
+    for c in egress {
+        let mut not_ours: Vec<Match> = vec![Match::BareSyn(true), Match::CtNew];
+        not_ours.extend(plan.egress_marks().into_iter().map(|m| Match::Mark(MARK_MASK, m, false)));
+        rules.extend(each(
+            c.captured().conditions(End::Source, Transport::Tcp, Scope::Hook),
+            &[],
+            &not_ours,
+            &[Statement::SetCtMark(LOCAL_CLIENT)],
+            "a client of this host that uses a captured port as its own",
+        ));
+    }
+    for c in ingress {
+        rules.push(Rule::new([], [Statement::Jump(format!("protect_{}", c.ident))], "is it captured?"));
+    }
+    Chain::base("protect_output", HookKind::Filter, HookPoint::Output, Priority::AfterFilter, rules)
+}
+
+/// Chain `protect_NAME` (selects) folded with `check_NAME` (judges): first the selection.
+fn check(plan: &RulesPlan, c: &CapturePlan) -> Chain {
+    let mut rules = excluded(c, End::Destination, Scope::Remote);
+    let rows = c.captured().conditions(End::Destination, Transport::Any, Scope::Remote);
+    for row in rows {
+        let judge = |extra: Vec<Match>, statements: Vec<Statement>, comment: &str| {
+            Rule::new(row.iter().cloned().chain(extra), statements, comment)
+        };
+        rules.push(judge(vec![Match::Tcp(false)], vec![Statement::Goto("protect_other".into())], "not TCP"));
+        rules.push(judge(
+            vec![Match::Mark(CAPTURED_MASK, Mark(CAPTURED_BASE), true)],
+            vec![Statement::Return],
+            "captured, on its way to lo; postrouting sees to it",
+        ));
+        for mark in plan.all_ingress_marks() {
+            // The mark alone is no identity (any CAP_NET_RAW process can set it), so the owner is asked for as well,
+            // and kept in the connection: a socket that outlives close() has no owner any more.
+            rules.push(judge(
+                vec![
+                    Match::Mark(MARK_MASK, mark, true),
+                    Match::SkUid(plan.owner_uid),
+                    Match::CtMark(MARK_MASK, Mark(0), true),
+                ],
+                vec![Statement::SetCtMark(mark)],
+                "our upstream: remember whose it is",
+            ));
+            rules.push(judge(
+                vec![Match::Mark(MARK_MASK, mark, true), Match::SkUid(plan.owner_uid)],
+                vec![Statement::Return],
+                "our upstream",
+            ));
+            rules.push(judge(
+                vec![Match::Mark(MARK_MASK, mark, true), Match::CtMarkOneOf(mark, SPOOFED)],
+                vec![Statement::Return],
+                "our upstream after close(): it has no owner",
+            ));
+        }
+        rules.push(judge(
+            vec![Match::CtOriginal(false), Match::BareSyn(false)],
+            vec![Statement::Return],
+            "answers of a connection that came in",
+        ));
+        rules.push(judge(
+            vec![],
+            vec![Statement::Count(c.refused_counter()), Statement::RejectReset],
+            "captured traffic that did not go through the tunnel",
+        ));
+    }
+    Chain::plain(format!("protect_{}", c.ident), rules)
+}
+
+fn forward(plan: &RulesPlan, ingress: &[&CapturePlan], egress: &[&CapturePlan]) -> Chain {
+    let mut rules = Vec::new();
+    for c in ingress {
+        let rows = || c.captured().conditions_without_socket(End::Destination, Transport::Any, Scope::Remote);
+        rules.extend(each(
+            c.excluded().conditions_without_socket(End::Destination, Transport::Any, Scope::Remote),
+            &[],
+            &[],
+            &[Statement::Return],
+            "excluded",
+        ));
+        rules.extend(each(rows(), &[], &[Match::Tcp(false)], &[Statement::Goto("protect_other".into())], "not TCP"));
+        rules.extend(each(
+            rows(),
+            &[],
+            &[Match::CtOriginal(false), Match::BareSyn(false)],
+            &[Statement::Return],
+            "answers of a connection that came in",
+        ));
+        rules.extend(each(
+            rows(),
+            &[],
+            &[],
+            &[Statement::Count(c.refused_counter()), Statement::RejectReset],
+            "containers and routed hosts are not captured, so refused",
+        ));
+    }
+    for c in egress {
+        let mut matches = vec![Match::Tcp(true), Match::CtDnat, Match::CtOriginalPort(c.captured().ports())];
+        matches.extend(plan.egress_marks().into_iter().map(|m| Match::Mark(MARK_MASK, m, false)));
+        rules.push(Rule::new(
+            matches,
+            [Statement::Count(c.refused_counter()), Statement::RejectReset],
+            "DNAT moved it past the listener, e.g. docker -p",
+        ));
+    }
+    Chain::base("protect_forward", HookKind::Filter, HookPoint::Forward, Priority::AfterFilter, rules)
+}
+
+fn protected_input(c: &CapturePlan) -> Vec<Rule> {
+    let mut rules = excluded(c, End::Destination, Scope::Hook);
+    rules.extend(each(
+        c.captured().conditions(End::Destination, Transport::Any, Scope::Hook),
+        &[],
+        &[],
+        &[Statement::Goto(format!("protect_{}", c.ident))],
+        "to a captured service",
+    ));
+    rules
+}
+
+fn protected(plan: &RulesPlan, c: &CapturePlan) -> Chain {
+    let mut rules: Vec<Rule> = plan
+        .egress_marks()
+        .into_iter()
+        .map(|mark| {
+            Rule::new(
+                [Match::IifLo(true), Match::Mark(MARK_MASK, mark, true)],
+                [Statement::Return],
+                "our socket to the service",
+            )
+        })
+        .collect();
+    rules.push(Rule::new(
+        [Match::IifLo(true), Match::CtMark(MARK_MASK, SPOOFED, true)],
+        [Statement::Return],
+        "last packets of a closed socket of ours: unmarked",
+    ));
+    if !c.netfilter.capture_local_traffic {
+        rules.push(Rule::new([Match::IifLo(true)], [Statement::Return], "capture_local_traffic is off"));
+    }
+    rules.push(Rule::new([Match::Tcp(false)], [Statement::Goto("protect_other".into())], "not TCP"));
+    // Not by mark: other software may change it after tproxy. Asking for the socket's mark as well would refuse
+    // every handshake, because request sockets have none.
+    rules.push(Rule::new([Match::SocketTransparent], [Statement::Return], "handed to a listener, or accepted by one"));
+    rules.push(Rule::new(
+        [Match::CtOriginal(false), Match::CtMark(MARK_MASK, LOCAL_CLIENT, true)],
+        [Statement::Return],
+        "answer to a client of this host",
+    ));
+    rules.push(Rule::new(
+        [],
+        [Statement::Count(c.refused_counter()), Statement::RejectReset],
+        "plaintext to a captured service",
+    ));
+    Chain::plain(format!("protect_{}", c.ident), rules)
+}
+
+fn postrouting(plan: &RulesPlan, egress: &[&CapturePlan]) -> Chain {
+    let refuse = [Statement::Count(REFUSED.into()), Statement::Drop];
+    let mut rules = vec![
+        Rule::new([Match::OifLo], [Statement::Return], "stays on this host"),
+        Rule::new([Match::Tcp(true), Match::Rst], [Statement::Return], "carries no data; also our own resets"),
+        Rule::new(
+            [Match::Mark(CAPTURED_MASK, Mark(CAPTURED_BASE), true)],
+            refuse.clone(),
+            "marked, yet on a wire: rule, route, bound device or scope",
+        ),
+        Rule::new([Match::CtMark(CAPTURED_MASK, Mark(CAPTURED_BASE), true)], refuse.clone(), "captured flow on a wire"),
+    ];
+    rules.push(Rule::new(
+        [Match::CtMark(MARK_MASK, SPOOFED, true)],
+        refuse.clone(),
+        "tuple between us and the service on a wire",
+    ));
+    for c in egress {
+        let marks: Vec<Match> = plan.egress_marks().into_iter().map(|m| Match::Mark(MARK_MASK, m, false)).collect();
+        let rows = || c.captured().conditions(End::Source, Transport::Tcp, Scope::Local);
+        let of_table = [Statement::Count(c.refused_counter()), Statement::Drop];
+        rules.extend(each(
+            c.excluded().conditions(End::Source, Transport::Tcp, Scope::Local),
+            &[],
+            &[],
+            &[Statement::Return],
+            "excluded",
+        ));
+        let with = |extra: Match| marks.iter().cloned().chain([extra]).collect::<Vec<_>>();
+        rules.extend(each(
+            rows(),
+            &[],
+            &with(Match::CtMark(MARK_MASK, LOCAL_CLIENT, false)),
+            &of_table,
+            "only our sockets answer from a captured port",
+        ));
+        rules.extend(each(rows(), &[], &with(Match::CtUnknown), &of_table, "no connection mark to look at"));
+    }
+    Chain::base("protect_postrouting", HookKind::Filter, HookPoint::Postrouting, Priority::Mangle, rules)
+}

@@ -1,0 +1,18 @@
+//! Capture: rules as values ([`ir`]), built by pure functions ([`compile`]), rendered to nft text ([`render`]),
+//! applied at the edge ([`apply`]). The only place that knows nftables.
+
+pub mod allocation;
+pub mod apply;
+pub mod compile;
+pub mod guard;
+pub mod ir;
+pub mod marks;
+pub mod nft;
+pub mod observe;
+mod owner;
+pub mod plan;
+pub mod render;
+pub mod routes;
+pub mod selector;
+pub mod sockets;
+mod watch;

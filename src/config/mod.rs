@@ -1,0 +1,28 @@
+//! Configuration in three stages, each its own type: the file as written (`raw`), what it means
+//! once every field was checked ([`Config`]), and what will be done (rules, listeners, workers).
+//!
+//! [`load`] reads a file; on a mistake the [`Report`] holds every [`Diagnostic`] at once.
+
+mod check;
+mod check_netfilter;
+mod check_ra;
+mod conflicts;
+mod diagnostics;
+mod load;
+mod overlap;
+mod raw;
+mod reader;
+mod report;
+mod validated;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+pub use conflicts::conflicts_between;
+pub use diagnostics::{Diagnostic, Report, Severity};
+pub use load::{
+    CONFIG_DIR, CONFIG_DIR_ENV, Loaded, MAX_FILE, config_dir, instance_of, instance_path, list_instances, load, parse,
+};
+pub use report::{EX_CONFIG, Output, check_command, render_check, render_diagnostics, summary};
+pub use validated::*;

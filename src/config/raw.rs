@@ -1,0 +1,90 @@
+//! The file as written: every table and key there is, with positions, nothing checked but types.
+
+use toml::de::DeValue;
+
+use super::diagnostics::{Place, Sink};
+use super::reader::{self, At, Free, FromToml, Hidden, Scalar, raw_table};
+
+raw_table! {
+    /// The whole file.
+    RawFile {
+        on_stop: String,
+        drain_timeout: String,
+        control: RawControl,
+        ingress: Vec<At<RawEndpoint>>,
+        egress: Vec<At<RawEndpoint>>,
+    } later {}
+}
+
+raw_table! {
+    /// `[control]`
+    RawControl { listen: String, } later {}
+}
+
+raw_table! {
+    /// `[[ingress]]` or `[[egress]]`
+    RawEndpoint {
+        name: String,
+        no_ra: bool,
+        mapping: RawMapping,
+        netfilter: RawNetfilter,
+        attest: RawAttest,
+        verify: RawVerify,
+        limits: RawLimits,
+    } later { "http_proxy", "socks5", "multiplex", "ohttp", "tls", "direct_forward" }
+}
+
+raw_table! {
+    /// `[*.mapping]`
+    RawMapping { listen: String, target: String, so_mark: i64, } later {}
+}
+
+raw_table! {
+    /// `[*.netfilter]`
+    RawNetfilter {
+        capture: Vec<At<RawMatch>>,
+        exclude: Vec<At<RawMatch>>,
+        capture_local_traffic: bool,
+        preserve_source: bool,
+        preserve_source_ports: Scalar,
+        so_mark: i64,
+        listen_port: Scalar,
+    } later {}
+}
+
+raw_table! {
+    /// One entry of `capture` or `exclude`
+    RawMatch { to: String, port: Scalar, uid: Scalar, gid: Scalar, cgroup: String, iif: String, } later { "set" }
+}
+
+raw_table! {
+    /// `[*.attest]`
+    RawAttest { provider: String, aa_addr: String, refresh_interval: String, model: String, } later { "asr_addr" }
+}
+
+raw_table! {
+    /// `[*.verify]`
+    RawVerify {
+        provider: String,
+        model: String,
+        as_addr: String,
+        as_type: String,
+        policy_ids: Vec<At<String>>,
+        trusted_certs: Vec<At<String>>,
+        as_headers: Free<Hidden>,
+        allow_sample: bool,
+        verdict_ttl: String,
+        as_insecure: bool,
+        as_timeout: String,
+    } later { "require_session_binding" }
+}
+
+raw_table! {
+    /// `[*.limits]`
+    RawLimits {
+        max_connections: i64,
+        handshake_timeout: String,
+        connect_timeout: String,
+        idle_timeout: String,
+    } later {}
+}

@@ -1,0 +1,17 @@
+//! What `tngctl` asks the running instances and how it prints the answers.
+
+mod client;
+mod commands;
+mod connections;
+mod instances;
+mod kernel;
+mod local;
+mod status;
+mod style;
+
+pub use client::{CtlError, get};
+pub use commands::{Answer, Exit, Scope, connections, status};
+pub use instances::{Instance, find, runtime_dir};
+pub use kernel::KernelView;
+pub use local::{LocalAnswer, check, reload, rules};
+pub use style::{Style, human_age, human_bytes};

@@ -1,0 +1,99 @@
+//! `tngctl status` for people.
+
+use crate::daemon::{EndpointView, State, StatusReport};
+
+use super::style::{Style, human_age, human_bytes, printable, table};
+
+/// One instance's status as text; `now` in seconds since 1970.
+pub(super) fn render(report: &StatusReport, style: Style, now: u64) -> String {
+    let word = report.state.word();
+    let state = match report.state {
+        State::Ready => word.to_owned(),
+        State::Degraded | State::Stopped => style.red(word),
+        State::Starting | State::Reloading | State::Draining => style.yellow(word),
+    };
+    let mut text = format!(
+        "{} {state} (tng {}, pid {})\n  config {} loaded {} ago\n",
+        style.bold(&printable(&report.instance)),
+        printable(&report.version),
+        report.pid,
+        printable(&report.config_path),
+        human_age(now.saturating_sub(report.config_loaded_at)),
+    );
+    for problem in &report.problems {
+        text.push_str(&format!("  {}\n", style.red(&format!("DEGRADED: {}", printable(problem)))));
+    }
+    if let Some(error) = &report.last_reload_error {
+        let line = format!("last reload was refused, the old configuration goes on: {}", printable(error));
+        text.push_str(&format!("  {}\n", style.yellow(&line)));
+    }
+    for endpoint in &report.endpoints {
+        text.push_str(&endpoint_text(report, endpoint, style, now));
+    }
+    text
+}
+
+fn endpoint_text(report: &StatusReport, endpoint: &EndpointView, style: Style, now: u64) -> String {
+    let mut text = format!("\n  {} {}\n", endpoint.side, style.bold(&printable(&endpoint.name)));
+    let listeners: Vec<_> =
+        report.listeners.iter().filter(|l| l.endpoint == endpoint.name).map(|l| l.local.as_str()).collect();
+    let shown = listeners.iter().take(4).copied().collect::<Vec<_>>().join(" ");
+    let more = listeners.len().saturating_sub(4);
+    let c = &endpoint.counters;
+    let mut rows = vec![
+        vec![endpoint.mode.clone(), printable(&endpoint.traffic)],
+        vec!["listens".into(), if more > 0 { format!("{shown} and {more} more") } else { shown }],
+        vec!["attests".into(), endpoint.attest.as_deref().map_or("no".into(), printable)],
+        vec!["verifies".into(), endpoint.verify.as_deref().map_or("no".into(), printable)],
+        vec![
+            "connections".into(),
+            format!("{} open, {} in all, {} refused", c.connections_open, c.connections_total, c.connections_refused),
+        ],
+        kernel_row(report, &endpoint.name),
+        vec!["bytes".into(), format!("{} up, {} down", human_bytes(c.bytes_up), human_bytes(c.bytes_down))],
+    ];
+    for v in &endpoint.verdicts {
+        let left = match v.expires_at.checked_sub(now) {
+            Some(left) => format!("ends in {}", human_age(left)),
+            None => "ended".to_owned(),
+        };
+        let age = human_age(now.saturating_sub(v.appraised_at));
+        let line = format!(
+            "{} is {} by {}, policy {}, made {age} ago, {left}",
+            printable(&v.peer),
+            printable(&v.tee),
+            printable(&v.verifier),
+            printable(&v.policy_ids.join(",")),
+        );
+        rows.push(vec!["verdict".into(), line]);
+    }
+    if let Some(r) = &endpoint.last_refusal {
+        let age = human_age(now.saturating_sub(r.when));
+        let line = format!("{} {age} ago, {}: {}", printable(&r.reason), printable(&r.peer), printable(&r.detail));
+        rows.push(vec!["refused".into(), line]);
+    }
+    rows.retain(|row| !row.is_empty());
+    text.push_str(&table(&rows, "    "));
+    let mut loud = |line: &str| text.push_str(&format!("    {}\n", style.red(line)));
+    if endpoint.no_ra {
+        loud("NO ATTESTATION: no_ra = true, either side may be anyone");
+    }
+    if endpoint.sample || endpoint.verdicts.iter().any(|v| v.sample) {
+        loud("SAMPLE EVIDENCE: shown or accepted here, it proves nothing");
+    }
+    text
+}
+
+/// The kernel's own counts of a captured endpoint; no row when they could not be seen.
+fn kernel_row(report: &StatusReport, endpoint: &str) -> Vec<String> {
+    let ident = endpoint.replace('-', "_");
+    let counter = |name: String| report.kernel.as_ref().and_then(|k| k.counters.get(&name).copied());
+    match (counter(format!("captured_{ident}")), counter(format!("refused_{ident}"))) {
+        (Some(captured), Some(refused)) => {
+            let guarded = counter(format!("guard_refused_{ident}")).unwrap_or(0);
+            let line = format!("{captured} connections captured, {} packets refused", refused + guarded);
+            vec!["kernel".into(), line]
+        }
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,75 @@
+//! An endpoint's configuration in the words of `status`.
+
+use crate::config::{AttestProvider, Endpoint, Mapping, Match, Mode, Netfilter, Side, VerifyProvider};
+
+use super::stats::EndpointStats;
+use super::status::EndpointView;
+
+impl EndpointView {
+    /// The endpoint as it is now.
+    pub fn new(endpoint: &Endpoint, stats: &EndpointStats, attestation: serde_json::Value) -> Self {
+        let (mode, traffic) = match &endpoint.mode {
+            Mode::Mapping(mapping) => ("mapping", mapping_text(mapping)),
+            Mode::Netfilter(netfilter) => ("netfilter", netfilter_text(netfilter, endpoint.side)),
+        };
+        let (attest, verify) = (&endpoint.ra.attest, &endpoint.ra.verify);
+        Self {
+            name: endpoint.name.to_string(),
+            side: endpoint.side.to_string(),
+            mode: mode.to_owned(),
+            traffic,
+            attest: attest.as_ref().map(|a| match &a.provider {
+                AttestProvider::Aa { socket } => format!("aa {}", socket.display()),
+                AttestProvider::Sample => "sample".to_owned(),
+            }),
+            verify: verify.as_ref().map(|v| match &v.provider {
+                VerifyProvider::As(rest) => format!("as {} ({})", rest.addr, v.policy_ids.join(", ")),
+                VerifyProvider::Sample => format!("sample ({})", v.policy_ids.join(", ")),
+            }),
+            no_ra: attest.is_none() && verify.is_none(),
+            sample: attest.as_ref().is_some_and(|a| a.provider == AttestProvider::Sample)
+                || verify.as_ref().is_some_and(|v| v.allow_sample),
+            counters: stats.counters(),
+            verdicts: stats.verdicts(),
+            last_refusal: stats.last_refusal(),
+            attestation,
+        }
+    }
+}
+
+fn mapping_text(mapping: &Mapping) -> String {
+    let listen = match mapping.listen_addr {
+        std::net::IpAddr::V6(addr) => format!("[{addr}]"),
+        addr => addr.to_string(),
+    };
+    format!("{listen}:{} -> {}:{}", mapping.listen_ports, mapping.target_host, mapping.target_ports)
+}
+
+fn netfilter_text(netfilter: &Netfilter, side: Side) -> String {
+    let list = |entries: &[Match]| entries.iter().map(|m| match_text(m, side)).collect::<Vec<_>>().join("; ");
+    let mut text = list(&netfilter.capture);
+    if !netfilter.exclude.is_empty() {
+        text.push_str(" except ");
+        text.push_str(&list(&netfilter.exclude));
+    }
+    text
+}
+
+fn match_text(entry: &Match, side: Side) -> String {
+    let mut text = match (&entry.to, side) {
+        (Some(to), _) => format!("to {to}"),
+        (None, Side::Ingress) => "to any remote address".to_owned(),
+        (None, Side::Egress) => "to any local address".to_owned(),
+    };
+    let mut add = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            text.push_str(&format!(" {name} {value}"));
+        }
+    };
+    add("port", entry.port.map(|p| p.to_string()));
+    add("uid", entry.uid.map(|u| u.to_string()));
+    add("gid", entry.gid.map(|g| g.to_string()));
+    add("cgroup", entry.cgroup.as_ref().map(|c| c.0.clone()));
+    add("iif", entry.iif.clone());
+    text
+}

@@ -1,0 +1,97 @@
+//! What the connections of one endpoint share, and one accepted connection.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::attest::Verdict;
+use crate::config::{Endpoint, Side};
+use crate::relay::{
+    ClientAddr, Dialer, End, Flow, Leg, LivePort, LivePorts, Meter, Record, RelayOptions, TunnelSide, relay,
+};
+use crate::{egress, ingress};
+
+use super::connections::Connections;
+use super::gate::Gate;
+use super::stats::EndpointStats;
+
+/// One endpoint as its configuration says now. A reload makes a new one for new connections;
+/// established ones keep theirs.
+pub struct EndpointRuntime {
+    /// The configuration.
+    pub endpoint: Endpoint,
+    /// Its end of the tunnel.
+    pub tunnel: Arc<dyn TunnelSide>,
+    /// How it connects.
+    pub dialer: Dialer,
+    /// Its counters.
+    pub stats: Arc<EndpointStats>,
+    /// The live connections of the process.
+    pub connections: Arc<Connections>,
+    /// Ports that its clients use.
+    pub live_ports: Arc<LivePorts>,
+    /// Its bound on connections.
+    pub gate: Arc<Gate>,
+    /// Where its tasks are counted.
+    pub tracker: TaskTracker,
+    /// Set when nothing new may begin.
+    pub stopping: CancellationToken,
+    /// Set when everything must end.
+    pub abort: CancellationToken,
+}
+
+/// A connection that was just accepted.
+pub struct Accepted {
+    /// The socket.
+    pub tcp: TcpStream,
+    /// Who connected.
+    pub client: ClientAddr,
+    /// The socket's own address; with TPROXY, where the client wanted to go.
+    pub local: SocketAddr,
+    /// The address of the listener that it came through.
+    pub listener: SocketAddr,
+    /// Its record.
+    pub record: Record,
+    /// The client's port, while the connection lives.
+    pub live: LivePort,
+}
+
+impl EndpointRuntime {
+    /// Serves one connection to its end.
+    pub async fn serve(self: Arc<Self>, accepted: Accepted) {
+        match self.endpoint.side {
+            Side::Ingress => ingress::serve(&self, accepted).await,
+            Side::Egress => egress::serve(&self, accepted).await,
+        }
+    }
+
+    /// Relays between the plain side and the tunnel, counting for `record`.
+    pub(crate) async fn relay<P: Leg, T: Leg>(&self, record: &Record, plain: &mut P, tunnel: &mut T) -> End {
+        record.relaying();
+        let idle = self.endpoint.limits.idle_timeout;
+        let connection = record.connection();
+        let options = RelayOptions {
+            idle: (!idle.is_zero()).then_some(idle),
+            verdict_ends: connection.verdict.get().map(|v| verdict_ends(v)),
+        };
+        let metrics = &self.stats.metrics;
+        let meter = Meter {
+            into_tunnel: Flow { connection: &connection.into_tunnel, endpoint: metrics.into_tunnel() },
+            out_of_tunnel: Flow { connection: &connection.out_of_tunnel, endpoint: metrics.out_of_tunnel() },
+        };
+        // A token of its own: the shared one's lock would be taken for every poll of every connection.
+        relay(plain, tunnel, options, meter, &self.abort.child_token()).await
+    }
+}
+
+/// When `verdict` ends, on the clock of timers.
+pub(crate) fn verdict_ends(verdict: &Verdict) -> Instant {
+    // A wall clock that is set back or far ahead must not overflow the timer's.
+    let left = verdict.expires_at.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
+    Instant::now() + left.min(Duration::from_secs(30 * 86_400))
+}

@@ -1,0 +1,203 @@
+//! Metrics in the OpenMetrics text format (<https://prometheus.io/docs/specs/om/open_metrics_spec/>).
+
+use std::fmt;
+use std::sync::atomic::Ordering;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::config::Side;
+
+/// Upper bounds of the handshake histogram, in seconds: a resumed handshake takes about one
+/// millisecond, a fresh appraisal through a service up to the handshake deadline.
+const HANDSHAKE_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndpointLabels {
+    endpoint: String,
+    side: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    endpoint: String,
+    side: String,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DirectionLabels {
+    endpoint: String,
+    side: String,
+    direction: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EventLabels {
+    endpoint: String,
+    side: String,
+    event: &'static str,
+}
+
+/// Counters in a tunnel's status and the events they count.
+const ATTESTATION_EVENTS: [(&str, &str); 3] =
+    [("as_calls", "as-request"), ("aa_calls", "aa-request"), ("cache_hits", "verdict-reused")];
+
+/// All metrics of the process.
+pub struct Metrics {
+    registry: Registry,
+    attestation: Family<EventLabels, Counter>,
+    connections: Family<ReasonLabels, Counter>,
+    refused: Family<ReasonLabels, Counter>,
+    accept_errors: Family<ReasonLabels, Counter>,
+    active: Family<EndpointLabels, Gauge>,
+    bytes: Family<DirectionLabels, Counter>,
+    handshake: Family<EndpointLabels, Histogram, fn() -> Histogram>,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("tng");
+        let new = Self {
+            connections: Family::default(),
+            refused: Family::default(),
+            accept_errors: Family::default(),
+            active: Family::default(),
+            attestation: Family::default(),
+            bytes: Family::default(),
+            handshake: Family::new_with_constructor(|| Histogram::new(HANDSHAKE_BUCKETS)),
+            registry: Registry::default(),
+        };
+        registry.register("connections", "Connections that ended, by reason", new.connections.clone());
+        registry.register("refused", "Connections that never carried a byte, by reason", new.refused.clone());
+        registry.register("accept_errors", "Failures of accept(2), by error", new.accept_errors.clone());
+        registry.register(
+            "attestation_events",
+            "Requests to attestation services and agents, and verdicts reused",
+            new.attestation.clone(),
+        );
+        registry.register("connections_active", "Connections open now", new.active.clone());
+        registry.register_with_unit(
+            "relayed",
+            "Application bytes relayed, by direction",
+            Unit::Bytes,
+            new.bytes.clone(),
+        );
+        registry.register_with_unit(
+            "handshake_duration",
+            "From accept to the end of the appraisal",
+            Unit::Seconds,
+            new.handshake.clone(),
+        );
+        Self { registry, ..new }
+    }
+
+    /// One endpoint's metrics, labels resolved once.
+    pub fn endpoint(&self, endpoint: &str, side: Side) -> EndpointMetrics {
+        let labels = EndpointLabels { endpoint: endpoint.to_owned(), side: side.to_string() };
+        let direction = |direction| {
+            let labels = DirectionLabels { endpoint: labels.endpoint.clone(), side: labels.side.clone(), direction };
+            self.bytes.get_or_create(&labels).clone()
+        };
+        EndpointMetrics {
+            up: direction("up"),
+            down: direction("down"),
+            active: self.active.get_or_create(&labels).clone(),
+            handshake: self.handshake.get_or_create(&labels).clone(),
+            connections: self.connections.clone(),
+            refused: self.refused.clone(),
+            accept_errors: self.accept_errors.clone(),
+            labels,
+            side,
+        }
+    }
+
+    /// Takes over what a tunnel counts itself. A counter it does not have is not shown.
+    pub fn attestation(&self, endpoint: &str, side: Side, status: &serde_json::Value) {
+        for (field, event) in ATTESTATION_EVENTS {
+            if let Some(count) = status.get(field).and_then(serde_json::Value::as_u64) {
+                let labels = EventLabels { endpoint: endpoint.to_owned(), side: side.to_string(), event };
+                self.attestation.get_or_create(&labels).inner().store(count, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The exposition text.
+    ///
+    /// # Errors
+    /// Never in practice: writing to a string does not fail.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// One endpoint's metrics.
+pub struct EndpointMetrics {
+    up: Counter,
+    down: Counter,
+    /// Connections open now.
+    pub active: Gauge,
+    /// Seconds from accept to the end of the appraisal.
+    pub handshake: Histogram,
+    connections: Family<ReasonLabels, Counter>,
+    refused: Family<ReasonLabels, Counter>,
+    accept_errors: Family<ReasonLabels, Counter>,
+    labels: EndpointLabels,
+    side: Side,
+}
+
+impl EndpointMetrics {
+    fn reason(&self, reason: &'static str) -> ReasonLabels {
+        ReasonLabels { endpoint: self.labels.endpoint.clone(), side: self.labels.side.clone(), reason }
+    }
+
+    /// A connection ended.
+    pub fn ended(&self, reason: &'static str) {
+        self.connections.get_or_create(&self.reason(reason)).inc();
+    }
+
+    /// A connection was refused.
+    pub fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&self.reason(reason)).inc();
+    }
+
+    /// accept(2) failed.
+    pub fn accept_error(&self, error: &'static str) {
+        self.accept_errors.get_or_create(&self.reason(error)).inc();
+    }
+
+    /// Counter of the bytes from the plain side into the tunnel.
+    pub fn into_tunnel(&self) -> &Counter {
+        match self.side {
+            Side::Ingress => &self.up,
+            Side::Egress => &self.down,
+        }
+    }
+
+    /// Counter of the bytes out of the tunnel to the plain side.
+    pub fn out_of_tunnel(&self) -> &Counter {
+        match self.side {
+            Side::Ingress => &self.down,
+            Side::Egress => &self.up,
+        }
+    }
+
+    /// Bytes from client to service, and from service to client.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.up.get(), self.down.get())
+    }
+}

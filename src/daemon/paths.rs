@@ -1,0 +1,123 @@
+//! Where an instance keeps its run-time files.
+//!
+//! `/run/tng/NAME/` belongs to the data plane's user and holds the sockets it listens on; `/run/tng/.net/` belongs to
+//! root and holds what only privileged commands write. Network namespaces often share `/run`, so in any other
+//! namespace than init's there is one more level, `/run/tng/netns-INODE/`.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::config::InstanceName;
+
+/// Overrides `/run/tng` (tests, containers).
+pub const RUNTIME_DIR_ENV: &str = "TNG_RUNTIME_DIR";
+
+/// The run-time directory of this network namespace.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    root: PathBuf,
+}
+
+impl Paths {
+    /// The directory for the calling process's network namespace.
+    pub fn current() -> Self {
+        if let Some(root) = std::env::var_os(RUNTIME_DIR_ENV) {
+            return Self { root: root.into() };
+        }
+        let base = PathBuf::from("/run/tng");
+        // Only root may look at init's namespace. Who may not is the sandboxed data plane, whose unit runs in it.
+        match (netns_inode("self"), netns_inode("1")) {
+            (Ok(own), Ok(init)) if own != init => Self { root: base.join(format!("netns-{own}")) },
+            _ => Self { root: base },
+        }
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+    /// Directory of one instance.
+    pub fn instance_dir(&self, name: &InstanceName) -> PathBuf {
+        self.root.join(name.as_str())
+    }
+    /// The control API's socket.
+    pub fn control_socket(&self, name: &InstanceName) -> PathBuf {
+        self.instance_dir(name).join("control.sock")
+    }
+    /// Where root hands new listeners and configurations to the data plane.
+    pub fn handoff_socket(&self, name: &InstanceName) -> PathBuf {
+        self.instance_dir(name).join("handoff.sock")
+    }
+    /// Root's own directory.
+    pub fn private_dir(&self) -> PathBuf {
+        self.root.join(".net")
+    }
+    /// Ids and ports of all instances.
+    pub fn allocations(&self) -> PathBuf {
+        self.private_dir().join("allocations.json")
+    }
+    /// Lock over everything in [`Paths::private_dir`].
+    pub fn lock(&self) -> PathBuf {
+        self.private_dir().join("lock")
+    }
+    /// The capture table of an instance as nft listed it right after it was applied.
+    pub fn applied(&self, name: &InstanceName) -> PathBuf {
+        self.private_dir().join(format!("{name}.applied.nft"))
+    }
+    /// The plan of the rules that were applied, for a repair and for a roll-back.
+    pub fn plan(&self, name: &InstanceName) -> PathBuf {
+        self.private_dir().join(format!("{name}.plan.json"))
+    }
+    /// The guard's own socket.
+    pub fn guard_socket(&self, name: &InstanceName) -> PathBuf {
+        self.private_dir().join(format!("{name}.guard.sock"))
+    }
+    /// The ruleset the guard feeds to its nft.
+    pub fn guard_rules(&self, name: &InstanceName) -> PathBuf {
+        self.private_dir().join(format!("{name}.guard.nft"))
+    }
+
+    /// Held by `tngd run` for as long as it runs.
+    pub fn run_lock(&self, name: &InstanceName) -> PathBuf {
+        self.private_dir().join(format!("{name}.run"))
+    }
+
+    /// Makes root's directory: readable by all (the data plane reads its ports), written by root alone.
+    pub fn make_private_dir(&self) -> io::Result<()> {
+        make_dir(&self.root, 0o755)?;
+        make_dir(&self.private_dir(), 0o755)
+    }
+
+    /// Makes an instance's directory and gives it to `uid`.
+    pub fn make_instance_dir(&self, name: &InstanceName, uid: u32) -> io::Result<()> {
+        make_dir(&self.root, 0o755)?;
+        let dir = self.instance_dir(name);
+        make_dir(&dir, 0o755)?;
+        if dir.symlink_metadata()?.uid() != uid {
+            std::os::unix::fs::lchown(&dir, Some(uid), None)?;
+        }
+        Ok(())
+    }
+
+    /// Removes root's files of an instance, and directories that are empty then.
+    pub fn remove_instance(&self, name: &InstanceName) {
+        // Neither the guard's files, which are the guard's to remove, nor the lock of `tngd run`, which may be held.
+        for file in [self.applied(name), self.plan(name)] {
+            let _ = std::fs::remove_file(file);
+        }
+        for socket in [self.control_socket(name), self.handoff_socket(name)] {
+            let _ = std::fs::remove_file(socket);
+        }
+        let _ = std::fs::remove_dir(self.instance_dir(name));
+    }
+}
+
+/// Inode of a process's network namespace: what tells namespaces apart.
+pub fn netns_inode(pid: &str) -> io::Result<u64> {
+    std::fs::metadata(format!("/proc/{pid}/ns/net")).map(|m| m.ino())
+}
+
+fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
+}

@@ -1,0 +1,168 @@
+//! `tngctl reload`, and SIGHUP to `tngd run`: one configuration replaces another, in all places or in none.
+//!
+//! The order keeps the path closed: the data plane says whether it could, new listeners are bound, the guard changes,
+//! the rules change, the data plane changes. Each failure undoes what came before it.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+
+use super::Paths;
+use super::handoff::{self, Answer, Request};
+use super::listeners::{self, ListenerError};
+use crate::capture::allocation::{AllocationError, InstanceSlots, Locked, port_is_free};
+use crate::capture::apply::{self, ApplyError};
+use crate::capture::guard::{self, GuardError};
+use crate::capture::plan::RulesPlan;
+use crate::config::{self, Config};
+
+/// Why the old configuration goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The new file has errors.
+    #[error("{0}")]
+    Config(#[from] config::Report),
+    /// There is nothing to reload.
+    #[error("instance {0} is not running; start it: systemctl start tng@{0}")]
+    NotRunning(String),
+    /// The data plane cannot be reached.
+    #[error("the data plane cannot be reached: {0}")]
+    Handoff(io::Error),
+    /// The data plane refused.
+    #[error("the data plane refused the new configuration: {0}")]
+    Refused(String),
+    /// Listeners.
+    #[error(transparent)]
+    Listener(#[from] ListenerError),
+    /// Ids and ports.
+    #[error(transparent)]
+    Allocation(#[from] AllocationError),
+    /// Rules.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// Guard.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+}
+
+impl ReloadError {
+    /// Stable slug for logs and docs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            ReloadError::Config(_) => "config-invalid",
+            ReloadError::NotRunning(_) => "not-running",
+            ReloadError::Handoff(_) => "daemon-unreachable",
+            ReloadError::Refused(_) => "reload-refused",
+            ReloadError::Listener(e) => e.reason(),
+            ReloadError::Allocation(e) => e.reason(),
+            ReloadError::Apply(e) => e.reason(),
+            ReloadError::Guard(e) => e.reason(),
+        }
+    }
+    /// Exit status: 78 (EX_CONFIG), 3 when not running, else 1.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            ReloadError::Config(_) | ReloadError::Apply(ApplyError::Conflict(_)) => 78,
+            ReloadError::NotRunning(_) => 3,
+            _ => 1,
+        }
+    }
+}
+
+/// What a reload did.
+#[derive(Debug, Default)]
+pub struct Reloaded {
+    /// What the operator should know: warnings of the file, a guard that does not run.
+    pub warnings: Vec<String>,
+}
+
+/// Replaces the configuration of a running instance by what `path` says now.
+pub fn reload(paths: &Paths, path: &Path) -> Result<Reloaded, ReloadError> {
+    let loaded = config::load(path)?;
+    let text = std::fs::read_to_string(path).map_err(ReloadError::Handoff)?;
+    let config = loaded.config;
+    let mut done = Reloaded { warnings: loaded.warnings.iter().map(ToString::to_string).collect() };
+    let lock = Locked::acquire(paths)?;
+    let before = lock.load()?;
+    apply::check_beside(&before, &config)?;
+    let old = before.get(&config.instance).cloned();
+    let mut after = before.clone();
+    let owner_uid = old.as_ref().map_or_else(|| nix::unistd::geteuid().as_raw(), |s| s.owner_uid);
+    let slots = after.assign(&config, owner_uid, port_is_free)?;
+    let mut request = Request { apply: false, source: path.to_owned(), text, slots: Some(slots.clone()) };
+    let answer = call(paths, &config, &request, &[])?;
+    let fresh = bind_missing(&config, &slots, &answer.missing)?;
+    let old_plan = apply::recorded_plan(paths, &config.instance);
+    let plan = RulesPlan::new(&config, &slots);
+    let undo = Undo { paths, lock: &lock, before: &before, plan: old_plan.as_ref() };
+    lock.store(&after)?;
+    undo.on_error(switch(paths, &plan, &mut done))?;
+    request.apply = true;
+    undo.on_error(call(paths, &config, &request, &fresh).map(drop))?;
+    Ok(done)
+}
+
+/// Guard first: what is captured newly is refused for a moment rather than let through.
+fn switch(paths: &Paths, plan: &RulesPlan, done: &mut Reloaded) -> Result<(), ReloadError> {
+    apply::point("reload.guard")?;
+    if !plan.is_empty() && !guard::request_load(paths, plan)? {
+        done.warnings.push("no guard is running for this instance".to_owned());
+    }
+    apply::point("reload.rules")?;
+    Ok(apply::apply_plan(paths, plan)?)
+}
+
+/// The state before, to go back to.
+struct Undo<'a> {
+    paths: &'a Paths,
+    lock: &'a Locked,
+    before: &'a crate::capture::allocation::Allocations,
+    plan: Option<&'a RulesPlan>,
+}
+
+impl Undo<'_> {
+    fn on_error<T>(&self, result: Result<T, ReloadError>) -> Result<T, ReloadError> {
+        if let Err(e) = &result {
+            tracing::error!(reason = e.reason(), error = %e, "reload failed, going back");
+            if let Err(e) = self.lock.store(self.before) {
+                tracing::error!(reason = e.reason(), error = %e, "going back: ids");
+            }
+            if let Some(plan) = self.plan {
+                if let Err(e) = guard::request_load(self.paths, plan) {
+                    tracing::error!(reason = e.reason(), error = %e, "going back: guard");
+                }
+                if let Err(e) = apply::apply_plan(self.paths, plan) {
+                    tracing::error!(reason = e.reason(), error = %e, "going back: rules");
+                }
+            }
+        }
+        result
+    }
+}
+
+fn call(paths: &Paths, config: &Config, request: &Request, fresh: &[TcpListener]) -> Result<Answer, ReloadError> {
+    let socket = paths.handoff_socket(&config.instance);
+    let answer = handoff::call(&socket, request, fresh).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            ReloadError::NotRunning(config.instance.to_string())
+        }
+        _ => ReloadError::Handoff(e),
+    })?;
+    match answer.error {
+        Some(error) => Err(ReloadError::Refused(error)),
+        None => Ok(answer),
+    }
+}
+
+fn bind_missing(
+    config: &Config,
+    slots: &InstanceSlots,
+    missing: &[SocketAddr],
+) -> Result<Vec<TcpListener>, ReloadError> {
+    let specs = listeners::specs(config, Some(slots))?;
+    let mut out = Vec::new();
+    for spec in specs.iter().filter(|s| missing.contains(&s.addr)) {
+        out.extend(listeners::bind(spec)?.map(|l| l.listener));
+    }
+    Ok(out)
+}

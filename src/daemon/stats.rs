@@ -1,0 +1,117 @@
+//! What one endpoint has done since the daemon started. It outlives reloads: it is kept by name.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use crate::attest::Verdict;
+use crate::config::{EndpointName, Side};
+use crate::relay::PeerAddr;
+
+use super::metrics::{EndpointMetrics, Metrics};
+use super::status::{Counters, RefusalView, VerdictView, unix_seconds};
+
+/// Peers whose last verdict is kept; beyond it the one seen longest ago is forgotten.
+const MAX_PEERS: usize = 64;
+/// Bytes kept of a refusal's detail, part of which came from the network.
+const MAX_DETAIL: usize = 512;
+
+/// Counters of one endpoint.
+pub struct EndpointStats {
+    /// Its name.
+    pub name: EndpointName,
+    /// Its side.
+    pub side: Side,
+    /// Its metrics, with the labels resolved.
+    pub metrics: EndpointMetrics,
+    total: AtomicU64,
+    open: AtomicU64,
+    refused: AtomicU64,
+    last_refusal: Mutex<Option<RefusalView>>,
+    verdicts: Mutex<HashMap<IpAddr, (SystemTime, Arc<Verdict>)>>,
+}
+
+impl EndpointStats {
+    /// All zero.
+    pub fn new(name: EndpointName, side: Side, metrics: &Metrics) -> Arc<Self> {
+        let metrics = metrics.endpoint(name.as_str(), side);
+        Arc::new(Self {
+            name,
+            side,
+            metrics,
+            total: AtomicU64::new(0),
+            open: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            last_refusal: Mutex::default(),
+            verdicts: Mutex::default(),
+        })
+    }
+
+    /// A connection was accepted.
+    pub fn opened(&self) {
+        self.total.fetch_add(1, Ordering::Relaxed);
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.metrics.active.inc();
+    }
+
+    /// A connection ended; `refusal` names the other side and the detail if it never carried bytes.
+    pub fn closed(&self, reason: &'static str, refusal: Option<(SocketAddr, &str)>) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.metrics.active.dec();
+        self.metrics.ended(reason);
+        if let Some((peer, detail)) = refusal {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            self.metrics.refused(reason);
+            *self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(RefusalView {
+                reason: reason.to_owned(),
+                when: unix_seconds(SystemTime::now()),
+                peer: peer.to_string(),
+                detail: detail.chars().take(MAX_DETAIL).collect(),
+            });
+        }
+    }
+
+    /// From accept to the end of the appraisal.
+    pub fn handshake_took(&self, time: Duration) {
+        self.metrics.handshake.observe(time.as_secs_f64());
+    }
+
+    /// The peer's appraisal ended well.
+    pub fn note_verdict(&self, peer: PeerAddr, verdict: &Arc<Verdict>) {
+        let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        if verdicts.len() >= MAX_PEERS
+            && !verdicts.contains_key(&peer.0.ip())
+            && let Some(oldest) = verdicts.iter().min_by_key(|(_, (seen, _))| *seen).map(|(ip, _)| *ip)
+        {
+            verdicts.remove(&oldest);
+        }
+        verdicts.insert(peer.0.ip(), (SystemTime::now(), verdict.clone()));
+    }
+
+    /// The counters for `status`.
+    pub fn counters(&self) -> Counters {
+        let (bytes_up, bytes_down) = self.metrics.bytes();
+        Counters {
+            connections_total: self.total.load(Ordering::Relaxed),
+            connections_open: self.open.load(Ordering::Relaxed),
+            connections_refused: self.refused.load(Ordering::Relaxed),
+            bytes_up,
+            bytes_down,
+        }
+    }
+
+    /// The last refusal, if there was one.
+    pub fn last_refusal(&self) -> Option<RefusalView> {
+        self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The last verdict of each peer, newest first.
+    pub fn verdicts(&self) -> Vec<VerdictView> {
+        let verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen: Vec<_> = verdicts.iter().collect();
+        seen.sort_by_key(|(_, (seen, _))| std::cmp::Reverse(*seen));
+        seen.into_iter().map(|(ip, (seen, verdict))| VerdictView::new(*ip, *seen, verdict)).collect()
+    }
+}

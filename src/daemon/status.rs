@@ -1,0 +1,217 @@
+//! What `/status` and `/connections` answer; `tngctl` reads the same types.
+
+use std::net::IpAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::attest::Verdict;
+
+/// Where the instance is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Not yet serving.
+    Starting,
+    /// Serving.
+    Ready,
+    /// Serving, and a new configuration is being taken over.
+    Reloading,
+    /// No new connections; established ones go on until the deadline.
+    Draining,
+    /// Ended.
+    Stopped,
+    /// Up, but something that the configuration asks for is missing.
+    Degraded,
+}
+
+impl State {
+    /// The word that `tngctl` and STATUS show.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Ready => "ready",
+            State::Reloading => "reloading",
+            State::Draining => "draining",
+            State::Stopped => "stopped",
+            State::Degraded => "degraded",
+        }
+    }
+}
+
+/// The whole answer of `/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Name of the instance.
+    pub instance: String,
+    /// Process id of the data plane.
+    pub pid: u32,
+    /// Version of tng.
+    pub version: String,
+    /// Inode of the network namespace it serves.
+    pub netns: u64,
+    /// Where it is in its life.
+    pub state: State,
+    /// What is wrong, in words, when `state` is degraded.
+    pub problems: Vec<String>,
+    /// The configuration file.
+    pub config_path: String,
+    /// When the configuration in force was loaded, in seconds since 1970.
+    pub config_loaded_at: u64,
+    /// Why the last reload was refused, if it was.
+    pub last_reload_error: Option<String>,
+    /// The listeners.
+    pub listeners: Vec<ListenerView>,
+    /// The endpoints, in the order of the file.
+    pub endpoints: Vec<EndpointView>,
+    /// What `tngctl` as root saw in the kernel; the data plane itself may not look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<crate::ctl::KernelView>,
+}
+
+/// One listener.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ListenerView {
+    /// Whose connections arrive there.
+    pub endpoint: String,
+    /// Its address.
+    pub local: String,
+}
+
+/// One endpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EndpointView {
+    /// Its name.
+    pub name: String,
+    /// `ingress` or `egress`.
+    pub side: String,
+    /// `mapping` or `netfilter`.
+    pub mode: String,
+    /// What it takes and where it sends it, in words.
+    pub traffic: String,
+    /// Source of its evidence, or nothing when it does not attest.
+    pub attest: Option<String>,
+    /// Who appraises the peer, or nothing when it does not verify.
+    pub verify: Option<String>,
+    /// Neither attests nor verifies.
+    pub no_ra: bool,
+    /// Shows or accepts evidence that proves nothing.
+    pub sample: bool,
+    /// What it has done.
+    pub counters: Counters,
+    /// Last verdict of each peer, newest first.
+    pub verdicts: Vec<VerdictView>,
+    /// Last refusal.
+    pub last_refusal: Option<RefusalView>,
+    /// State of the attestation, as its providers describe it.
+    pub attestation: serde_json::Value,
+}
+
+/// Counters of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Accepted since the daemon started.
+    pub connections_total: u64,
+    /// Open now.
+    pub connections_open: u64,
+    /// Refused since the daemon started.
+    pub connections_refused: u64,
+    /// Bytes from clients to services.
+    pub bytes_up: u64,
+    /// Bytes from services to clients.
+    pub bytes_down: u64,
+}
+
+/// A peer's last verdict.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictView {
+    /// The peer's address.
+    pub peer: String,
+    /// When it last connected, in seconds since 1970.
+    pub seen: u64,
+    /// Its TEE.
+    pub tee: String,
+    /// Policies it was appraised under.
+    pub policy_ids: Vec<String>,
+    /// Who appraised.
+    pub verifier: String,
+    /// What the trust in that rests on.
+    pub trust_anchor: String,
+    /// Whether the TEE proves nothing.
+    pub sample: bool,
+    /// When it was made, in seconds since 1970.
+    pub appraised_at: u64,
+    /// When it ends, in seconds since 1970.
+    pub expires_at: u64,
+}
+
+impl VerdictView {
+    /// The verdict as shown.
+    pub fn new(peer: IpAddr, seen: SystemTime, verdict: &Verdict) -> Self {
+        Self {
+            peer: peer.to_string(),
+            seen: unix_seconds(seen),
+            tee: verdict.tee.clone(),
+            policy_ids: verdict.policy_ids.clone(),
+            verifier: verdict.verifier.clone(),
+            trust_anchor: verdict.trust_anchor.clone(),
+            sample: verdict.sample,
+            appraised_at: unix_seconds(verdict.appraised_at),
+            expires_at: unix_seconds(verdict.expires_at),
+        }
+    }
+}
+
+/// A refused connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusalView {
+    /// Stable slug.
+    pub reason: String,
+    /// Seconds since 1970.
+    pub when: u64,
+    /// The other side.
+    pub peer: String,
+    /// In words.
+    pub detail: String,
+}
+
+/// The answer of `/connections`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionsReport {
+    /// How many there are; `connections` may hold fewer.
+    pub total: usize,
+    /// Oldest first.
+    pub connections: Vec<ConnectionView>,
+}
+
+/// One live connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionView {
+    /// Unique in the process.
+    pub id: u64,
+    /// Its endpoint.
+    pub endpoint: String,
+    /// Its endpoint's side.
+    pub side: String,
+    /// Who connected.
+    pub src: String,
+    /// Where to.
+    pub dst: String,
+    /// The tunnel's other end.
+    pub peer: String,
+    /// The peer's TEE.
+    pub tee: String,
+    /// Milliseconds since it was accepted.
+    pub age_ms: u64,
+    /// Bytes from client to service.
+    pub bytes_up: u64,
+    /// Bytes from service to client.
+    pub bytes_down: u64,
+    /// `handshake`, `relay` or `draining`.
+    pub state: String,
+}
+
+/// Seconds since 1970; a clock before that reads 0.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0)
+}

@@ -1,0 +1,297 @@
+//! `tngd run`: the whole life cycle in one command, for containers and by hand. Rules up, guard held, the data plane
+//! in a child without privileges; on SIGTERM the child drains, then rules and guard go.
+//!
+//! When it is killed, the capture table stays and refuses; the next `run` or `net down` of the name takes it over.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{Pid, Uid};
+
+use super::reload;
+use super::{Paths, PrivilegeError, find_user, may_administer_network};
+use crate::capture::allocation::{AllocationError, InstanceSlots};
+use crate::capture::apply::{self, ApplyError};
+use crate::capture::guard::{Guard, GuardError};
+use crate::capture::plan::RulesPlan;
+use crate::config::{self, Config, InstanceName, Mode, OnStop};
+
+/// How long the child may take beyond its own drain deadline.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// Why `run` failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration has errors.
+    #[error("{0}")]
+    Config(#[from] config::Report),
+    /// The instance runs already.
+    #[error("instance {0} is running already (tngctl status {0})")]
+    AlreadyRunning(InstanceName),
+    /// Privileges.
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeError),
+    /// Rules.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// Guard.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+    /// The data plane ended by itself; it has said why.
+    #[error("the data plane ended: {0}")]
+    ChildFailed(ExitStatus),
+    /// The data plane was killed; rules stay and refuse.
+    #[error(
+        "the data plane was killed ({status}); captured traffic is refused until the next start, or: tngd net down {instance}"
+    )]
+    ChildKilled {
+        /// How.
+        status: ExitStatus,
+        /// Which instance.
+        instance: InstanceName,
+    },
+    /// Anything else with the operating system.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl From<AllocationError> for RunError {
+    fn from(e: AllocationError) -> Self {
+        RunError::Apply(e.into())
+    }
+}
+
+impl RunError {
+    /// Stable slug for logs and docs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            RunError::Config(_) => "config-invalid",
+            RunError::AlreadyRunning(_) => "already-running",
+            RunError::Privilege(e) => e.reason(),
+            RunError::Apply(e) => e.reason(),
+            RunError::Guard(e) => e.reason(),
+            RunError::ChildFailed(_) => "daemon-failed",
+            RunError::ChildKilled { .. } => "daemon-killed",
+            RunError::Io { .. } => "daemon-io",
+        }
+    }
+    /// Exit status: the child's own, 78 (EX_CONFIG), 77 (EX_NOPERM), else 1.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            RunError::Config(_) | RunError::Apply(ApplyError::Conflict(_)) => 78,
+            RunError::Privilege(_) | RunError::Apply(ApplyError::Privilege) => 77,
+            RunError::ChildFailed(status) => status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1),
+            _ => 1,
+        }
+    }
+}
+
+fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
+    let what = what.into();
+    |source| RunError::Io { what, source }
+}
+
+/// Runs an instance until SIGTERM or SIGINT.
+pub fn run(name_or_path: &str, user: Option<&str>) -> Result<(), RunError> {
+    let path = config::instance_path(name_or_path)?;
+    let config = config::load(&path)?.config;
+    let user_ids = user.map(find_user).transpose()?;
+    let captures = config.endpoints.iter().any(|e| matches!(e.mode, Mode::Netfilter(_)));
+    if captures && !may_administer_network() {
+        return Err(ApplyError::Privilege.into());
+    }
+    // Before any thread: all of them must have these signals blocked, or one would die of a SIGTERM.
+    let mut signals = SigSet::empty();
+    for s in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
+        signals.add(s);
+    }
+    signals.thread_block().map_err(|e| io_error("block signals")(e.into()))?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(|e| io_error("signalfd")(e.into()))?;
+    let paths = Paths::current();
+    let _only = only_one(&paths, &config.instance)?;
+    let owner_uid = user_ids.map_or_else(Uid::effective, |(uid, _)| uid).as_raw();
+    let net = if captures { Some(Net::up(&paths, &config, owner_uid)?) } else { None };
+    let child = match spawn(&path, user) {
+        Ok(child) => child,
+        Err(e) => {
+            if let Some(net) = net {
+                net.down(&paths, &config.instance);
+            }
+            return Err(e);
+        }
+    };
+    let end = supervise(child, &signals, &paths, &path, config.drain_timeout);
+    match (&end, net) {
+        (Err(RunError::ChildKilled { .. }), Some(net)) => net.leave_refusing(),
+        (_, Some(net)) if config.on_stop == OnStop::Closed && end.is_ok() => {
+            tracing::info!("on_stop = \"closed\": captured traffic is refused until the next start or net down");
+            net.leave_refusing();
+        }
+        (_, Some(net)) => net.down(&paths, &config.instance),
+        (_, None) => paths.remove_instance(&config.instance),
+    }
+    end
+}
+
+/// A second `run` of the name would pull the rules away from under the first.
+fn only_one(paths: &Paths, instance: &InstanceName) -> Result<Flock<File>, RunError> {
+    let path = paths.run_lock(instance);
+    let named = || path.display().to_string();
+    paths.make_private_dir().map_err(io_error(named()))?;
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io_error(named()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| RunError::AlreadyRunning(instance.clone()))
+}
+
+/// Rules that are up, and the thread that holds the guard.
+struct Net {
+    guard: thread::JoinHandle<Result<(), GuardError>>,
+    /// Closing it ends the guard.
+    stop: OwnedFd,
+}
+
+impl Net {
+    /// Guard first, so that nothing passes between the two.
+    fn up(paths: &Paths, config: &Config, owner_uid: u32) -> Result<Self, RunError> {
+        let slots = apply::allocate(paths, config, owner_uid)?;
+        let (guard, stop) = hold_guard(paths, config, &slots).inspect_err(|_| {
+            let _ = apply::release_if_down(paths, &config.instance);
+        })?;
+        let net = Self { guard, stop };
+        match apply::up(paths, config, owner_uid) {
+            Ok(_) => Ok(net),
+            Err(e) => {
+                net.stop_guard();
+                let _ = apply::release_if_down(paths, &config.instance);
+                Err(e.into())
+            }
+        }
+    }
+
+    fn down(self, paths: &Paths, instance: &InstanceName) {
+        if let Err(e) = apply::down(paths, instance) {
+            tracing::error!(reason = e.reason(), error = %e, "rules could not be removed: tngd net down {instance}");
+        }
+        self.stop_guard();
+    }
+
+    /// The capture table refuses without listeners; the guard's table goes with this process.
+    fn leave_refusing(self) {
+        self.stop_guard();
+    }
+
+    fn stop_guard(self) {
+        drop(self.stop);
+        match self.guard.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::error!(reason = e.reason(), error = %e, "guard"),
+            Err(_) => tracing::error!(reason = "guard-panicked", "guard"),
+        }
+    }
+}
+
+type GuardThread = (thread::JoinHandle<Result<(), GuardError>>, OwnedFd);
+
+fn hold_guard(paths: &Paths, config: &Config, slots: &InstanceSlots) -> Result<GuardThread, RunError> {
+    let mut guard = Guard::start(paths, RulesPlan::new(config, slots))?;
+    let (stopped, stop) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| io_error("pipe")(e.into()))?;
+    // poll(2) reports the closing of the other end as POLLHUP.
+    let thread = thread::Builder::new()
+        .name("guard".into())
+        .spawn(move || guard.run(stopped.as_fd()))
+        .map_err(io_error("start the guard"))?;
+    Ok((thread, stop))
+}
+
+fn spawn(path: &Path, user: Option<&str>) -> Result<Child, RunError> {
+    let exe = std::env::current_exe().map_err(io_error("find tngd"))?;
+    let mut command = Command::new(exe);
+    command.arg("serve").arg(path).arg("--supervisor").arg(std::process::id().to_string()).stdin(Stdio::null());
+    if let Some(user) = user {
+        command.arg("--user").arg(user);
+    }
+    command.spawn().map_err(io_error("start the data plane"))
+}
+
+/// Signals in, until the child is gone.
+fn supervise(
+    mut child: Child,
+    signals: &SignalFd,
+    paths: &Paths,
+    path: &Path,
+    drain: Duration,
+) -> Result<(), RunError> {
+    let pid = Pid::from_raw(child.id().cast_signed());
+    let mut stopping: Option<Instant> = None;
+    loop {
+        if let Some(status) = child.try_wait().map_err(io_error("wait for the data plane"))? {
+            return judge(status, stopping.is_some(), path);
+        }
+        if stopping.is_some_and(|end| Instant::now() >= end) {
+            tracing::error!(reason = "drain-overrun", "the data plane did not end in time, killing it");
+            let _ = child.kill();
+            stopping = Some(Instant::now() + STOP_GRACE);
+        }
+        match next_signal(signals, stopping)? {
+            Some(Signal::SIGTERM | Signal::SIGINT) => {
+                let _ = kill(pid, Signal::SIGTERM);
+                stopping.get_or_insert(Instant::now() + drain + STOP_GRACE);
+            }
+            Some(Signal::SIGHUP) if stopping.is_none() => reload_now(paths, path),
+            _ => {}
+        }
+    }
+}
+
+fn reload_now(paths: &Paths, path: &Path) {
+    match reload::reload(paths, path) {
+        Ok(done) => {
+            for warning in done.warnings {
+                tracing::warn!("{warning}");
+            }
+            tracing::info!("reloaded");
+        }
+        Err(e) => tracing::error!(reason = e.reason(), error = %e, "reload failed, the old configuration goes on"),
+    }
+}
+
+fn judge(status: ExitStatus, asked: bool, path: &Path) -> Result<(), RunError> {
+    const PANICKED: i32 = 101;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(code) if code != PANICKED => Err(RunError::ChildFailed(status)),
+        // Killed at our own word after the drain deadline: connections are gone, and so may the rules be.
+        _ if asked => Ok(()),
+        _ => Err(RunError::ChildKilled {
+            status,
+            instance: config::instance_of(path).unwrap_or_else(|_| InstanceName::new("name").expect("legal")),
+        }),
+    }
+}
+
+/// The next signal, or `None` after a while when the process is stopping.
+fn next_signal(signals: &SignalFd, stopping: Option<Instant>) -> Result<Option<Signal>, RunError> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let wait = stopping.map(|end| end.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+    let timeout = wait.map_or(PollTimeout::NONE, |w| PollTimeout::try_from(w).unwrap_or(PollTimeout::MAX));
+    let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, timeout) {
+        Ok(0) | Err(nix::errno::Errno::EINTR) => return Ok(None),
+        Ok(_) => {}
+        Err(e) => return Err(io_error("wait for signals")(e.into())),
+    }
+    let info = signals.read_signal().map_err(|e| io_error("read signals")(e.into()))?;
+    Ok(info.and_then(|i| Signal::try_from(i.ssi_signo.cast_signed()).ok()))
+}

@@ -1,0 +1,108 @@
+//! Egress: traffic out of the tunnel to the service. One file a mode; a mode says where the service
+//! is and whose address it sees. The service hears of a connection only after the client's appraisal.
+
+mod mapping;
+mod multiplex;
+mod netfilter;
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::config::Mode;
+use crate::daemon::{Accepted, EndpointRuntime};
+use crate::relay::{ClientAddr, Leg, LivePorts, Outcome, PeerAddr, Record, Refusal, Source, Target, TlsLeg};
+use crate::tls::{Alpn, Channel};
+
+/// Where a connection goes and whose address the service sees.
+struct Route<'a> {
+    target: Target,
+    source: Source<'a>,
+}
+
+fn route<'a>(
+    mode: &Mode,
+    client: ClientAddr,
+    local: std::net::SocketAddr,
+    listener: std::net::SocketAddr,
+    live: &'a LivePorts,
+) -> Result<Route<'a>, Refusal> {
+    match mode {
+        Mode::Mapping(mapping) => mapping::route(mapping, local),
+        Mode::Netfilter(netfilter) => netfilter::route(netfilter, client, local, listener, live),
+    }
+}
+
+/// Serves one accepted connection to its end.
+pub async fn serve(endpoint: &std::sync::Arc<EndpointRuntime>, accepted: Accepted) {
+    let Accepted { tcp, client, local, listener, record, live } = accepted;
+    record.set_peer_addr(PeerAddr(client.0));
+    let route = match route(&endpoint.endpoint.mode, client, local, listener, &endpoint.live_ports) {
+        Ok(route) => route,
+        Err(refusal) => {
+            let mut tcp = tcp;
+            tcp.abort();
+            drop(tcp);
+            return record.finish(Outcome::Refused(refusal));
+        }
+    };
+    record.set_target(&route.target);
+    let outcome = match Box::pin(accept(endpoint, tcp)).await {
+        Err(refusal) => Outcome::Refused(refusal),
+        Ok(Channel { stream, peer, alpn }) => {
+            record.established(&peer);
+            match alpn {
+                Alpn::H2 => {
+                    let streams = multiplex::Streams { endpoint, client, peer: &peer, local, listener };
+                    match Box::pin(streams.serve(stream)).await {
+                        Ok(count) => Outcome::Multiplexed(count),
+                        Err(refusal) => Outcome::Refused(refusal),
+                    }
+                }
+                Alpn::RatsTls => {
+                    let mut tunnel = Box::new(TlsLeg::new(stream));
+                    match connect(endpoint, &route).await {
+                        Ok(mut service) => relayed(endpoint, &record, &mut service, &mut tunnel).await,
+                        Err(refusal) => {
+                            tunnel.abort();
+                            Outcome::Refused(refusal)
+                        }
+                    }
+                }
+            }
+        }
+    };
+    drop(live);
+    record.finish(outcome);
+}
+
+/// Handshake and appraisal within the deadline, as a server.
+async fn accept(endpoint: &EndpointRuntime, tcp: TcpStream) -> Result<Channel, Refusal> {
+    let limit = endpoint.endpoint.limits.handshake_timeout;
+    tokio::select! {
+        biased;
+        _ = endpoint.abort.cancelled() => Err(Refusal::Draining),
+        result = timeout(limit, endpoint.tunnel.accept(tcp)) => match result {
+            Ok(channel) => Ok(channel?),
+            Err(_) => Err(Refusal::HandshakeTimeout(limit)),
+        },
+    }
+}
+
+/// The connection to the service.
+async fn connect(endpoint: &EndpointRuntime, route: &Route<'_>) -> Result<TcpStream, Refusal> {
+    let connecting = Box::pin(endpoint.dialer.connect(&route.target, route.source));
+    tokio::select! {
+        biased;
+        _ = endpoint.abort.cancelled() => Err(Refusal::Draining),
+        result = connecting => result,
+    }
+}
+
+async fn relayed<T: Leg>(
+    endpoint: &EndpointRuntime,
+    record: &Record,
+    service: &mut TcpStream,
+    tunnel: &mut T,
+) -> Outcome {
+    Outcome::Relayed(endpoint.relay(record, service, tunnel).await)
+}

@@ -1,0 +1,242 @@
+//! TNG's multiplex: an HTTP/2 connection in the tunnel, one CONNECT stream (RFC 9113, section 8.5)
+//! for each TCP connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use h2::server::{Connection, SendResponse};
+use h2::{Reason, RecvStream, SendStream};
+use http::{Method, Request, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::TlsStream;
+
+use crate::daemon::{EndpointRuntime, verdict_ends};
+use crate::relay::{ClientAddr, Leg, Outcome, PeerAddr, Record, Refusal};
+use crate::tls::Peer;
+
+/// Streams of one HTTP/2 connection at once.
+const MAX_STREAMS: u32 = 256;
+/// A CONNECT request has no header worth more.
+const MAX_HEADER_LIST: u32 = 16 * 1024;
+/// Bytes a stream may send ahead of the service: the bound on what one of them can hold here.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same for all streams of a connection.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes held for a peer that does not read.
+const MAX_SEND_BUFFER: usize = 256 * 1024;
+/// What TNG's egress answers to anything but CONNECT.
+const NOT_CONNECT: &str = "Protocol Error: the method should be CONNECT";
+
+/// The streams of one tunnel connection.
+pub(super) struct Streams<'a> {
+    pub endpoint: &'a Arc<EndpointRuntime>,
+    pub client: ClientAddr,
+    pub peer: &'a Peer,
+    pub local: SocketAddr,
+    pub listener: SocketAddr,
+}
+
+impl Streams<'_> {
+    /// Serves until the connection ends; tells how many streams there were.
+    pub(super) async fn serve(&self, tunnel: TlsStream<TcpStream>) -> Result<u64, Refusal> {
+        let limits = &self.endpoint.endpoint.limits;
+        let handshake = h2::server::Builder::new()
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEADER_LIST)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buffer_size(MAX_SEND_BUFFER)
+            .handshake::<_, Bytes>(tunnel);
+        let mut connection = timeout(limits.handshake_timeout, handshake)
+            .await
+            .map_err(|_| Refusal::HandshakeTimeout(limits.handshake_timeout))??;
+        let idle = if limits.idle_timeout.is_zero() { Duration::MAX } else { limits.idle_timeout };
+        let mut count = 0;
+        let open = Arc::new(());
+        let mut leaving = false;
+        // Streams end with the verdict; the carrier then asks the client to connect anew.
+        let ends = match self.peer {
+            Peer::Verified(verdict) => Some(verdict_ends(verdict)),
+            Peer::Unverified => None,
+        };
+        loop {
+            tokio::select! {
+                biased;
+                _ = self.endpoint.abort.cancelled() => {
+                    connection.abrupt_shutdown(Reason::CANCEL);
+                    // Lets the GOAWAY out; the sockets are reset anyway when this takes too long.
+                    let _ = timeout(Duration::from_millis(200), closed(&mut connection)).await;
+                    return Ok(count);
+                }
+                _ = self.endpoint.stopping.cancelled(), if !leaving => {
+                    leaving = true;
+                    connection.graceful_shutdown();
+                }
+                _ = sleep_until(ends.unwrap_or_else(Instant::now)), if ends.is_some() && !leaving => {
+                    leaving = true;
+                    connection.graceful_shutdown();
+                }
+                accepted = timeout(idle, connection.accept()) => match accepted {
+                    Err(_) if Arc::strong_count(&open) > 1 => {}
+                    Err(_) => connection.graceful_shutdown(),
+                    Ok(None) => return Ok(count),
+                    // The client just went away, as it may at any time between two streams.
+                    Ok(Some(Err(error))) if count > 0 && error.is_io() => return Ok(count),
+                    Ok(Some(Err(error))) => return Err(error.into()),
+                    Ok(Some(Ok((request, respond)))) => {
+                        count += 1;
+                        self.spawn(request, respond, open.clone());
+                    }
+                },
+            }
+        }
+    }
+
+    fn spawn(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>, open: Arc<()>) {
+        let endpoint = self.endpoint.clone();
+        let record = Record::begin(&endpoint.connections, &endpoint.stats, self.client);
+        record.set_peer_addr(PeerAddr(self.client.0));
+        record.set_peer(self.peer);
+        let Some(permit) = endpoint.gate.try_enter() else {
+            respond.send_reset(Reason::REFUSED_STREAM);
+            return record.finish(Outcome::Refused(Refusal::TooManyConnections));
+        };
+        let (client, local, listener) = (self.client, self.local, self.listener);
+        self.endpoint.tracker.spawn(async move {
+            let outcome = stream(&endpoint, client, local, listener, &record, request, respond).await;
+            record.finish(outcome);
+            drop((permit, open));
+        });
+    }
+}
+
+async fn closed(connection: &mut Connection<TlsStream<TcpStream>, Bytes>) {
+    let _ = std::future::poll_fn(|cx| connection.poll_closed(cx)).await;
+}
+
+async fn stream(
+    endpoint: &EndpointRuntime,
+    client: ClientAddr,
+    local: SocketAddr,
+    listener: SocketAddr,
+    record: &Record,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) -> Outcome {
+    if request.method() != Method::CONNECT {
+        let method = request.method().as_str().chars().take(32).collect();
+        let refusal = Outcome::Refused(Refusal::NotConnect(method));
+        if let Ok(mut body) = respond.send_response(plain(StatusCode::BAD_REQUEST), false) {
+            let _ = body.send_data(Bytes::from_static(NOT_CONNECT.as_bytes()), true);
+        }
+        return refusal;
+    }
+    let connected = match super::route(&endpoint.endpoint.mode, client, local, listener, &endpoint.live_ports) {
+        Ok(route) => {
+            record.set_target(&route.target);
+            super::connect(endpoint, &route).await
+        }
+        Err(refusal) => Err(refusal),
+    };
+    let mut service = match connected {
+        Ok(service) => service,
+        Err(refusal) => {
+            respond.send_reset(Reason::CONNECT_ERROR);
+            return Outcome::Refused(refusal);
+        }
+    };
+    match respond.send_response(plain(StatusCode::OK), false) {
+        Ok(send) => {
+            let mut leg = StreamLeg { recv: request.into_body(), send, unread: Bytes::new(), closed: false };
+            super::relayed(endpoint, record, &mut service, &mut leg).await
+        }
+        Err(error) => {
+            service.abort();
+            Outcome::Refused(error.into())
+        }
+    }
+}
+
+fn plain(status: StatusCode) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    response
+}
+
+/// One CONNECT stream as bytes. END_STREAM is its half-close, RST_STREAM its reset.
+struct StreamLeg {
+    recv: RecvStream,
+    send: SendStream<Bytes>,
+    unread: Bytes,
+    closed: bool,
+}
+
+impl Leg for StreamLeg {
+    fn abort(&mut self) {
+        // RFC 9113, section 8.5: a failing TCP connection is a stream error of type CONNECT_ERROR.
+        self.send.send_reset(Reason::CONNECT_ERROR);
+    }
+}
+
+impl AsyncRead for StreamLeg {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        while self.unread.is_empty() {
+            match ready!(self.recv.poll_data(cx)) {
+                None => return Poll::Ready(Ok(())),
+                Some(Ok(bytes)) => self.unread = bytes,
+                Some(Err(error)) => return Poll::Ready(Err(io_error(error))),
+            }
+        }
+        let count = buf.remaining().min(self.unread.len());
+        buf.put_slice(&self.unread[..count]);
+        self.unread.advance(count);
+        // Only what was taken opens the window again: this is the backpressure.
+        self.recv.flow_control().release_capacity(count).map_err(io_error)?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for StreamLeg {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        self.send.reserve_capacity(buf.len());
+        let count = loop {
+            match ready!(self.send.poll_capacity(cx)) {
+                Some(Ok(0)) => {}
+                Some(Ok(count)) => break count.min(buf.len()),
+                Some(Err(error)) => return Poll::Ready(Err(io_error(error))),
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            }
+        };
+        self.send.send_data(Bytes::copy_from_slice(&buf[..count]), false).map_err(io_error)?;
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.closed {
+            self.closed = true;
+            self.send.send_data(Bytes::new(), true).map_err(io_error)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn io_error(error: h2::Error) -> io::Error {
+    if error.is_io() {
+        return error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
+    }
+    io::Error::new(io::ErrorKind::ConnectionReset, error)
+}

@@ -1,0 +1,67 @@
+//! Ingress: plain traffic into the tunnel. One file a mode; a mode says where a connection goes.
+
+mod mapping;
+mod netfilter;
+
+use tokio::time::timeout;
+
+use crate::config::Mode;
+use crate::daemon::{Accepted, EndpointRuntime};
+use crate::relay::{Leg, Outcome, PeerAddr, Refusal, Source, Target, TlsLeg, canonical};
+use crate::tls::{Alpn, Channel};
+
+/// Where a connection of `mode` goes.
+fn target(mode: &Mode, accepted: &Accepted) -> Result<Target, Refusal> {
+    match mode {
+        Mode::Mapping(mapping) => mapping::target(mapping, accepted.local),
+        Mode::Netfilter(_) => netfilter::target(accepted.local, accepted.listener),
+    }
+}
+
+pub use mapping::target as mapped_target;
+pub use netfilter::original_dst;
+
+/// Serves one accepted connection to its end.
+pub async fn serve(endpoint: &EndpointRuntime, mut accepted: Accepted) {
+    // Boxed, so that the handshake's state is given back before the connection idles for hours.
+    let established = Box::pin(async {
+        tokio::select! {
+            biased;
+            _ = endpoint.abort.cancelled() => Err(Refusal::Draining),
+            result = establish(endpoint, &accepted) => result,
+        }
+    })
+    .await;
+    let outcome = match established {
+        Ok(mut tunnel) => Outcome::Relayed(endpoint.relay(&accepted.record, &mut accepted.tcp, &mut tunnel).await),
+        Err(refusal) => {
+            // After a clean end the application would take the empty answer for the service's.
+            accepted.tcp.abort();
+            Outcome::Refused(refusal)
+        }
+    };
+    drop(accepted.tcp);
+    accepted.record.finish(outcome);
+}
+
+async fn establish(endpoint: &EndpointRuntime, accepted: &Accepted) -> Result<Tunnel, Refusal> {
+    let limit = endpoint.endpoint.limits.handshake_timeout;
+    let within = async {
+        let target = target(&endpoint.endpoint.mode, accepted)?;
+        accepted.record.set_target(&target);
+        let tcp = endpoint.dialer.connect(&target, Source::Own).await?;
+        if let Ok(peer) = tcp.peer_addr() {
+            accepted.record.set_peer_addr(PeerAddr(canonical(peer)));
+        }
+        let Channel { stream, peer, alpn } = endpoint.tunnel.connect(tcp, target.name()).await?;
+        accepted.record.established(&peer);
+        match alpn {
+            Alpn::RatsTls => Ok(Box::new(TlsLeg::new(stream))),
+            Alpn::H2 => Err(Refusal::UnexpectedProtocol),
+        }
+    };
+    timeout(limit, within).await.unwrap_or(Err(Refusal::HandshakeTimeout(limit)))
+}
+
+/// On the heap: moving a TLS stream through futures by value would keep several copies' room.
+type Tunnel = Box<TlsLeg>;

@@ -1,0 +1,25 @@
+//! tng puts unmodified TCP applications behind attested TLS.
+//!
+//! One connection meets the folders in this order:
+//!
+//! 1. [`config`]: a TOML file becomes a validated [`config::Config`].
+//! 2. [`capture`]: captures become an nftables ruleset, routes and a guard.
+//! 3. [`daemon`]: listeners, privileges and the life cycle; accepts the connection.
+//! 4. [`ingress`] or [`egress`]: what one endpoint does with it.
+//! 5. [`tls`] and [`attest`]: the attested channel to the other side.
+//! 6. [`relay`]: bytes both ways, and the record the connection ends in.
+//!
+//! [`ctl`] is what `tngctl` prints. `unsafe` lives in [`sys`] alone.
+
+pub mod attest;
+pub mod capture;
+pub mod config;
+pub mod ctl;
+pub mod daemon;
+pub mod egress;
+pub mod failpoint;
+pub mod ingress;
+pub mod relay;
+#[allow(unsafe_code)]
+pub mod sys;
+pub mod tls;

@@ -1,0 +1,296 @@
+//! Bytes both ways between the plain side and the tunnel, in one task and without locks.
+//!
+//! Both streams are polled by the same future, so neither needs a split lock. A read goes into the
+//! thread's scratch buffer and from there straight to the other side; only what that side does not
+//! take at once is kept by the connection, and given back as soon as it drains. An idle connection
+//! therefore holds no buffer here.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::buffer::{Kept, with_scratch};
+use super::leg::Leg;
+use super::meter::{Flow, Meter};
+
+/// Scratch buffers moved in one direction before other tasks get the thread: 1 MiB, well under a
+/// millisecond of copying.
+const ROUNDS: usize = 16;
+
+/// With less room than one TLS record a further read would only take part of one.
+const ENOUGH: usize = 16 * 1024;
+
+/// How a relay ends other than by both sides closing.
+#[derive(Debug, Clone, Copy)]
+pub struct RelayOptions {
+    /// Without a byte in either direction for so long, the connection ends. `None`: never.
+    pub idle: Option<Duration>,
+    /// When the peer's verdict ends, and with it the connection. `None`: it has none.
+    pub verdict_ends: Option<Instant>,
+}
+
+/// Why a relay ended.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// Both sides finished cleanly.
+    #[error("both sides closed")]
+    Closed,
+    /// No byte passed for the idle time.
+    #[error("no byte in either direction for {0:?}")]
+    Idle(Duration),
+    /// The peer's verdict ended: it must connect again and be appraised again.
+    #[error("the peer's verdict has ended")]
+    VerdictEnded,
+    /// It was still open at the drain deadline.
+    #[error("still open at the drain deadline")]
+    Drained,
+    /// The plain side failed.
+    #[error("plain side: {0}")]
+    Plain(io::Error),
+    /// The tunnel's connection failed.
+    #[error("tunnel: {0}")]
+    Tunnel(io::Error),
+    /// The tunnel's connection ended without `close_notify` (RFC 8446, section 6.1): cut off, not complete.
+    #[error("tunnel ended without close_notify")]
+    Truncated,
+    /// What came through the tunnel is not valid TLS.
+    #[error("tunnel: {0}")]
+    Corrupt(io::Error),
+}
+
+/// Copies until both directions have ended or something else ends the connection.
+///
+/// A clean end of one direction is passed on (FIN becomes `close_notify` and FIN, and back) while the
+/// other goes on. Everything else makes both sides end in a reset, so that no cut is seen as an end.
+pub async fn relay<P: Leg, T: Leg>(
+    plain: &mut P,
+    tunnel: &mut T,
+    options: RelayOptions,
+    meter: Meter<'_>,
+    abort: &CancellationToken,
+) -> End {
+    let end = run(plain, tunnel, options, meter, abort).await;
+    if !matches!(end, End::Closed) {
+        plain.abort();
+        tunnel.abort();
+    }
+    end
+}
+
+async fn run<P: Leg, T: Leg>(
+    plain: &mut P,
+    tunnel: &mut T,
+    options: RelayOptions,
+    meter: Meter<'_>,
+    abort: &CancellationToken,
+) -> End {
+    let mut inward = Direction::default();
+    let mut outward = Direction::default();
+    let mut last_byte = Instant::now();
+    let mut aborted = pin!(abort.cancelled());
+    let mut timer = pin!(options.idle.map(|idle| sleep_until(last_byte + idle)));
+    let mut verdict = pin!(options.verdict_ends.map(sleep_until));
+
+    poll_fn(|cx| {
+        if aborted.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(End::Drained);
+        }
+        if verdict.as_mut().as_pin_mut().is_some_and(|verdict| verdict.poll(cx).is_ready()) {
+            return Poll::Ready(End::VerdictEnded);
+        }
+        let (up, down) = with_scratch(|scratch| {
+            let up = inward.poll(cx, plain, tunnel, scratch, meter.into_tunnel);
+            let down = outward.poll(cx, tunnel, plain, scratch, meter.out_of_tunnel);
+            (up, down)
+        });
+        let up = match up {
+            Poll::Ready(Err(Failure::Read(e))) => return Poll::Ready(End::Plain(e)),
+            Poll::Ready(Err(Failure::Write(e))) => return Poll::Ready(tunnel_failure(e)),
+            Poll::Ready(Ok(())) => true,
+            Poll::Pending => false,
+        };
+        let down = match down {
+            Poll::Ready(Err(Failure::Read(e))) => return Poll::Ready(tunnel_failure(e)),
+            Poll::Ready(Err(Failure::Write(e))) => return Poll::Ready(End::Plain(e)),
+            Poll::Ready(Ok(())) => true,
+            Poll::Pending => false,
+        };
+        if up && down {
+            return Poll::Ready(End::Closed);
+        }
+        if std::mem::take(&mut inward.moved) | std::mem::take(&mut outward.moved) {
+            last_byte = Instant::now();
+        }
+        if let (Some(mut timer), Some(idle)) = (timer.as_mut().as_pin_mut(), options.idle) {
+            // The timer is not moved for every byte: when it fires, it looks how long ago the last
+            // one was and sleeps for the rest.
+            while timer.as_mut().poll(cx).is_ready() {
+                let due = last_byte + idle;
+                if due <= Instant::now() {
+                    return Poll::Ready(End::Idle(idle));
+                }
+                timer.as_mut().reset(due);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+fn tunnel_failure(error: io::Error) -> End {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => End::Truncated,
+        io::ErrorKind::InvalidData => End::Corrupt(error),
+        _ => End::Tunnel(error),
+    }
+}
+
+enum Failure {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+/// One direction of a relay.
+#[derive(Default)]
+struct Direction {
+    kept: Kept,
+    /// The reader ended; once `kept` is written, the writer is shut down.
+    ended: bool,
+    closed: bool,
+    unflushed: bool,
+    /// Bytes passed since the caller last looked.
+    moved: bool,
+}
+
+impl Direction {
+    /// Ready when the reader's clean end was passed on.
+    fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+        scratch: &mut [u8],
+        flow: Flow<'_>,
+    ) -> Poll<Result<(), Failure>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        for _ in 0..ROUNDS {
+            while !self.kept.is_empty() {
+                match Pin::new(&mut *to).poll_write(cx, self.kept.rest()) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(result) => {
+                        let count = written(result)?;
+                        self.kept.advance(count);
+                        self.note(count, flow);
+                    }
+                }
+            }
+            if self.ended {
+                return self.poll_close(cx, to);
+            }
+            let mut filled = ReadBuf::new(scratch);
+            let stop = fill(cx, from, &mut filled);
+            self.poll_deliver(cx, to, filled.filled(), flow)?;
+            match stop {
+                Stop::Full => {}
+                Stop::End => self.ended = true,
+                Stop::Failed(error) => return Poll::Ready(Err(Failure::Read(error))),
+                Stop::Dry => {
+                    if self.unflushed {
+                        match Pin::new(&mut *to).poll_flush(cx) {
+                            Poll::Ready(Ok(())) => self.unflushed = false,
+                            Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::Write(error))),
+                            Poll::Pending => {}
+                        }
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Writes `bytes` and keeps what the writer does not take now.
+    fn poll_deliver<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut W,
+        mut bytes: &[u8],
+        flow: Flow<'_>,
+    ) -> Result<(), Failure> {
+        while !bytes.is_empty() {
+            match Pin::new(&mut *to).poll_write(cx, bytes) {
+                Poll::Ready(result) => {
+                    let count = written(result)?;
+                    self.note(count, flow);
+                    bytes = &bytes[count..];
+                }
+                Poll::Pending => {
+                    self.kept.keep(bytes);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_close<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<Result<(), Failure>> {
+        if self.closed {
+            return Poll::Ready(Ok(()));
+        }
+        match Pin::new(to).poll_shutdown(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(())) => {
+                self.closed = true;
+                self.moved = true;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(Failure::Write(error))),
+        }
+    }
+
+    fn note(&mut self, count: usize, flow: Flow<'_>) {
+        flow.add(count);
+        self.moved = true;
+        self.unflushed = true;
+    }
+}
+
+fn written(result: io::Result<usize>) -> Result<usize, Failure> {
+    match result {
+        Ok(0) => Err(Failure::Write(io::ErrorKind::WriteZero.into())),
+        Ok(count) => Ok(count),
+        Err(error) => Err(Failure::Write(error)),
+    }
+}
+
+enum Stop {
+    Full,
+    Dry,
+    End,
+    Failed(io::Error),
+}
+
+/// Reads until there is no more to read or hardly any room: one write of four TLS records costs a
+/// quarter of the system calls.
+fn fill<R: AsyncRead + Unpin>(cx: &mut Context<'_>, from: &mut R, buffer: &mut ReadBuf<'_>) -> Stop {
+    loop {
+        let before = buffer.filled().len();
+        match Pin::new(&mut *from).poll_read(cx, buffer) {
+            Poll::Pending => return Stop::Dry,
+            Poll::Ready(Err(error)) => return Stop::Failed(error),
+            Poll::Ready(Ok(())) if buffer.filled().len() == before => return Stop::End,
+            Poll::Ready(Ok(())) if buffer.remaining() < ENOUGH => return Stop::Full,
+            Poll::Ready(Ok(())) => {}
+        }
+    }
+}

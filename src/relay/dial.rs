@@ -1,0 +1,362 @@
+//! Connecting to the peer (ingress) or to the service (egress).
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+use super::addr::ClientAddr;
+use super::live_ports::LivePorts;
+use super::refusal::Refusal;
+use crate::config::{Mark, PortRange, TargetHost};
+
+/// Addresses of one name that are tried. More are answers nobody waits for.
+const MAX_ADDRESSES: usize = 8;
+/// Source ports tried before the connection is refused.
+const MAX_PORT_TRIES: usize = 64;
+/// A dead host is noticed after about two minutes of silence, long before the idle deadline.
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4);
+
+/// Where to connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Name or address.
+    pub host: TargetHost,
+    /// Port.
+    pub port: u16,
+}
+
+impl Target {
+    /// The target that is one address.
+    pub fn addr(addr: SocketAddr) -> Self {
+        Self { host: TargetHost::Addr(addr.ip()), port: addr.port() }
+    }
+
+    /// The name, for a peer that is found by one.
+    pub fn name(&self) -> Option<&str> {
+        match &self.host {
+            TargetHost::Name(name) => Some(name),
+            TargetHost::Addr(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// Whether sockets are marked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MarkPolicy {
+    /// Every socket carries the mark, or there is no connection: unmarked it would be captured again.
+    Required(Mark),
+    /// The process may not mark and no capture depends on it.
+    Unmarked,
+}
+
+/// Whose address the service sees.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// This host's.
+    Own,
+    /// The client's, with a port of the range that no live outer connection of the client uses.
+    Client {
+        /// Whose address.
+        client: ClientAddr,
+        /// Which ports.
+        ports: PortRange,
+        /// The client's ports that are in use on the outer side.
+        live: &'a LivePorts,
+    },
+}
+
+/// Connects with an endpoint's mark and deadline.
+#[derive(Debug, Clone, Copy)]
+pub struct Dialer {
+    /// Mark of the sockets.
+    pub mark: MarkPolicy,
+    /// Deadline of each address.
+    pub connect_timeout: Duration,
+}
+
+impl Dialer {
+    /// Connects to the first address of `target` that answers.
+    ///
+    /// # Errors
+    /// The last address's failure, when none answers.
+    pub async fn connect(&self, target: &Target, source: Source<'_>) -> Result<TcpStream, Refusal> {
+        let mut failure = None;
+        for addr in self.resolve(target).await? {
+            match self.connect_addr(addr, source).await {
+                Ok(stream) => return Ok(stream),
+                Err(refusal) => failure = Some(refusal),
+            }
+        }
+        Err(failure.unwrap_or_else(|| Refusal::Unresolved {
+            name: target.to_string(),
+            error: io::Error::new(io::ErrorKind::NotFound, "no address"),
+        }))
+    }
+
+    async fn resolve(&self, target: &Target) -> Result<Vec<SocketAddr>, Refusal> {
+        let name = match &target.host {
+            TargetHost::Addr(ip) => return Ok(vec![SocketAddr::new(*ip, target.port)]),
+            TargetHost::Name(name) => name,
+        };
+        let unresolved = |error| Refusal::Unresolved { name: name.clone(), error };
+        match timeout(self.connect_timeout, tokio::net::lookup_host((name.as_str(), target.port))).await {
+            Ok(Ok(found)) => Ok(alternate_families(found.take(4 * MAX_ADDRESSES).collect())),
+            Ok(Err(error)) => Err(unresolved(error)),
+            Err(_) => Err(unresolved(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    async fn connect_addr(&self, addr: SocketAddr, source: Source<'_>) -> Result<TcpStream, Refusal> {
+        match source {
+            Source::Client { client, ports, live } if may_spoof(client.0.ip(), addr.ip()) => {
+                self.connect_from(addr, client.0.ip(), ports, live).await
+            }
+            _ => {
+                let socket = self.socket(addr)?;
+                self.finish(socket, addr).await.map_err(|error| self.refusal(addr, error))
+            }
+        }
+    }
+
+    async fn connect_from(
+        &self,
+        addr: SocketAddr,
+        client: IpAddr,
+        ports: PortRange,
+        live: &LivePorts,
+    ) -> Result<TcpStream, Refusal> {
+        let start = random_below(ports.len());
+        let tries = ports.len().min(MAX_PORT_TRIES);
+        for step in 0..ports.len() {
+            if step >= tries {
+                break;
+            }
+            let port = ports.first + ((start + step) % ports.len()) as u16;
+            let from = SocketAddr::new(client, port);
+            if live.contains(from) {
+                continue;
+            }
+            let socket = self.socket(addr)?;
+            match addr {
+                SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+                SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
+            }
+            .map_err(Refusal::PreserveSource)?;
+            match socket.bind(&from.into()) {
+                Ok(()) => {}
+                Err(error) if port_taken(&error) => continue,
+                Err(error) => return Err(Refusal::PreserveSource(error)),
+            }
+            match self.finish(socket, addr).await {
+                Ok(stream) => return Ok(stream),
+                // The pair of addresses is still in use, in TIME_WAIT for one.
+                Err(error) if port_taken(&error) => continue,
+                Err(error) => return Err(self.refusal(addr, error)),
+            }
+        }
+        Err(Refusal::SourcePorts(client, tries))
+    }
+
+    /// A non-blocking socket that carries the mark.
+    fn socket(&self, addr: SocketAddr) -> Result<Socket, Refusal> {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))
+            .map_err(Refusal::Socket)?;
+        if let MarkPolicy::Required(mark) = self.mark {
+            socket.set_mark(mark.0).map_err(Refusal::Mark)?;
+        }
+        Ok(socket)
+    }
+
+    async fn finish(&self, socket: Socket, addr: SocketAddr) -> io::Result<TcpStream> {
+        let connecting = TcpSocket::from_std_stream(socket.into()).connect(addr);
+        let stream = timeout(self.connect_timeout, connecting)
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connect deadline"))??;
+        tune(&stream);
+        Ok(stream)
+    }
+
+    fn refusal(&self, addr: SocketAddr, error: io::Error) -> Refusal {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => Refusal::TargetRefused(addr),
+            io::ErrorKind::TimedOut => Refusal::TargetTimeout { addr, after: self.connect_timeout },
+            _ => Refusal::TargetUnreachable { addr, error },
+        }
+    }
+}
+
+/// Small writes leave at once, and a host that vanished is noticed.
+pub(crate) fn tune(stream: &TcpStream) {
+    // Both fail only on a connection that is broken already, which the next read reports.
+    let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(stream).set_tcp_keepalive(&KEEPALIVE);
+}
+
+/// Whether this process may mark sockets.
+///
+/// # Errors
+/// EPERM without CAP_NET_RAW (kernel 5.17 and later) or CAP_NET_ADMIN.
+pub fn probe_mark(mark: Mark) -> io::Result<()> {
+    Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?.set_mark(mark.0)
+}
+
+/// Families in turn, beginning with the resolver's first choice: a family without a route then
+/// costs one deadline and not one for each of its addresses.
+fn alternate_families(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) = found.into_iter().partition(|a| a.is_ipv6() == first_is_v6);
+    let mut second = second.into_iter();
+    let mut ordered = Vec::new();
+    for addr in first {
+        ordered.push(addr);
+        ordered.extend(second.next());
+    }
+    ordered.extend(second);
+    ordered.truncate(MAX_ADDRESSES);
+    ordered
+}
+
+/// A link-local address means nothing without its interface, and both ends must be of one family.
+fn may_spoof(client: IpAddr, service: IpAddr) -> bool {
+    match client {
+        IpAddr::V4(v4) => service.is_ipv4() && !v4.is_link_local() && v4 != Ipv4Addr::UNSPECIFIED,
+        IpAddr::V6(v6) => service.is_ipv6() && !v6.is_unicast_link_local() && !v6.is_unspecified(),
+    }
+}
+
+fn port_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+}
+
+/// A number below `bound`, different for every call; it spreads ports and protects nothing.
+fn random_below(bound: usize) -> usize {
+    use std::hash::{BuildHasher, Hasher};
+    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    (random % bound.max(1) as u64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::config::DEFAULT_EGRESS_MARK;
+
+    // Every address of 127.0.0.0/8 is local, so "the client's address" needs no second host here.
+    const CLIENT: &str = "127.0.0.5:50000";
+
+    fn dialer() -> Dialer {
+        // Marks and IP_TRANSPARENT need CAP_NET_RAW: these tests fail without it.
+        Dialer { mark: MarkPolicy::Required(DEFAULT_EGRESS_MARK), connect_timeout: Duration::from_secs(2) }
+    }
+
+    async fn service() -> (TcpListener, Target) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let addr = listener.local_addr().expect("address");
+        (listener, Target::addr(addr))
+    }
+
+    fn client() -> ClientAddr {
+        ClientAddr(CLIENT.parse().expect("address"))
+    }
+
+    fn at(port: u16) -> SocketAddr {
+        SocketAddr::new(client().0.ip(), port)
+    }
+
+    #[tokio::test]
+    async fn the_service_sees_the_clients_address_with_a_port_of_the_range() {
+        let (listener, target) = service().await;
+        let ports = PortRange { first: 21000, last: 21100 };
+        let source = Source::Client { client: client(), ports, live: &LivePorts::default() };
+        let stream = dialer().connect(&target, source).await.expect("connect");
+        let (_, seen) = listener.accept().await.expect("accept");
+        assert_eq!(seen.ip(), client().0.ip());
+        assert!(ports.contains(seen.port()), "{seen}");
+        assert_eq!(SockRef::from(&stream).mark().expect("mark"), DEFAULT_EGRESS_MARK.0);
+    }
+
+    #[tokio::test]
+    async fn a_live_outer_port_of_the_client_is_never_taken() {
+        let (listener, target) = service().await;
+        let live = Arc::new(LivePorts::default());
+        let ports = PortRange { first: 21200, last: 21201 };
+        let _outer = live.enter(at(21200));
+        let source = Source::Client { client: client(), ports, live: &live };
+        let first = dialer().connect(&target, source).await.expect("connect");
+        assert_eq!(listener.accept().await.expect("accept").1, at(21201));
+        // Now one is live outside and the other in use towards the service.
+        let refusal = dialer().connect(&target, source).await.expect_err("a port of the range was free");
+        assert_eq!(refusal.reason(), "source-ports-exhausted");
+        drop(first);
+    }
+
+    #[tokio::test]
+    async fn a_port_that_others_use_is_skipped() {
+        let (listener, target) = service().await;
+        let _taken = std::net::TcpListener::bind(at(21300)).expect("bind");
+        let ports = PortRange { first: 21300, last: 21301 };
+        let source = Source::Client { client: client(), ports, live: &LivePorts::default() };
+        let _stream = dialer().connect(&target, source).await.expect("connect");
+        assert_eq!(listener.accept().await.expect("accept").1, at(21301));
+    }
+
+    #[test]
+    fn only_addresses_that_mean_something_here_are_kept() {
+        let may = |a: &str, b: &str| may_spoof(a.parse().expect("address"), b.parse().expect("address"));
+        assert!(may("192.0.2.1", "192.0.2.9"));
+        assert!(may("2001:db8::1", "2001:db8::9"));
+        assert!(!may("fe80::1", "2001:db8::9"));
+        assert!(!may("169.254.1.1", "192.0.2.9"));
+        assert!(!may("192.0.2.1", "2001:db8::9"));
+    }
+
+    #[tokio::test]
+    async fn failures_are_told_apart() {
+        let (listener, target) = service().await;
+        drop(listener);
+        assert_eq!(dialer().connect(&target, Source::Own).await.expect_err("closed").reason(), "target-refused");
+        let nowhere = Target { host: TargetHost::Name("name.invalid".into()), port: 1 };
+        assert_eq!(dialer().connect(&nowhere, Source::Own).await.expect_err("name").reason(), "target-unresolved");
+        // The kernel refuses this one without sending anything.
+        let broadcast = Target::addr("255.255.255.255:1".parse().expect("address"));
+        assert_eq!(dialer().connect(&broadcast, Source::Own).await.expect_err("route").reason(), "target-unreachable");
+        // A full listen queue drops further SYNs, as a dead host does.
+        let full = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
+        full.bind(&"127.0.0.1:0".parse::<SocketAddr>().expect("address").into()).expect("bind");
+        full.listen(0).expect("listen");
+        let addr = full.local_addr().expect("address").as_socket().expect("address");
+        let _first = std::net::TcpStream::connect(addr).expect("connect");
+        let quick = Dialer { connect_timeout: Duration::from_millis(100), ..dialer() };
+        let mut refusals = Vec::new();
+        let mut taken = Vec::new();
+        for _ in 0..4 {
+            match quick.connect(&Target::addr(addr), Source::Own).await {
+                Ok(stream) => taken.push(stream),
+                Err(refusal) => refusals.push(refusal.reason()),
+            }
+        }
+        assert!(refusals.contains(&"target-timeout"), "{refusals:?}");
+    }
+
+    #[test]
+    fn families_take_turns() {
+        let addrs = |all: &[&str]| all.iter().map(|a| a.parse().expect("address")).collect::<Vec<SocketAddr>>();
+        let found = addrs(&["[2001:db8::1]:1", "[2001:db8::2]:1", "192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"]);
+        let expected = addrs(&["[2001:db8::1]:1", "192.0.2.1:1", "[2001:db8::2]:1", "192.0.2.2:1", "192.0.2.3:1"]);
+        assert_eq!(alternate_families(found), expected);
+    }
+}

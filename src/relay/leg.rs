@@ -1,0 +1,30 @@
+//! One side of a relayed connection.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio::net::TcpStream;
+
+/// A byte stream that can be ended so that the other end sees an error and not a clean end.
+pub trait Leg: AsyncRead + AsyncWrite + Unpin {
+    /// From here on, dropping it resets the connection. A cut-off answer must never look complete.
+    fn abort(&mut self);
+}
+
+impl Leg for TcpStream {
+    fn abort(&mut self) {
+        // SO_LINGER 0 makes close(2) send RST. It fails only on a socket that is gone already.
+        let _ = socket2::SockRef::from(&*self).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl<T: Leg + ?Sized> Leg for Box<T> {
+    fn abort(&mut self) {
+        (**self).abort();
+    }
+}
+
+/// Only the heartbeat is relayed over in-process pipes; a dropped pipe cannot be mistaken there.
+impl Leg for DuplexStream {
+    fn abort(&mut self) {}
+}

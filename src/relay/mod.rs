@@ -1,0 +1,27 @@
+//! One connection's bytes: where they go, how they are copied, and the record it ends in.
+
+mod addr;
+mod buffer;
+mod copy;
+#[cfg(test)]
+mod copy_tests;
+mod dial;
+mod leg;
+mod live_ports;
+mod meter;
+mod record;
+mod refusal;
+mod tls_leg;
+mod tunnel;
+
+pub use addr::{ClientAddr, OriginalDst, PeerAddr, canonical};
+pub use copy::{End, RelayOptions, relay};
+pub(crate) use dial::tune;
+pub use dial::{Dialer, MarkPolicy, Source, Target, probe_mark};
+pub use leg::Leg;
+pub use live_ports::{LivePort, LivePorts};
+pub use meter::{Flow, Meter};
+pub use record::{Outcome, Record};
+pub use refusal::Refusal;
+pub use tls_leg::TlsLeg;
+pub use tunnel::TunnelSide;

@@ -1,0 +1,31 @@
+//! The seam between an endpoint and its attested channel: tests put plain TLS here.
+
+use tokio::net::TcpStream;
+
+use crate::tls::{Channel, ChannelError, EndpointTls};
+
+/// One endpoint's end of the tunnel.
+#[async_trait::async_trait]
+pub trait TunnelSide: Send + Sync + 'static {
+    /// Makes `tcp` a channel as its client; the peer was appraised when it returns.
+    async fn connect(&self, tcp: TcpStream, server_name: Option<&str>) -> Result<Channel, ChannelError>;
+    /// The same as its server.
+    async fn accept(&self, tcp: TcpStream) -> Result<Channel, ChannelError>;
+    /// What `status` shows of it.
+    fn status(&self) -> serde_json::Value;
+}
+
+#[async_trait::async_trait]
+impl TunnelSide for EndpointTls {
+    async fn connect(&self, tcp: TcpStream, server_name: Option<&str>) -> Result<Channel, ChannelError> {
+        EndpointTls::connect(self, tcp, server_name).await
+    }
+
+    async fn accept(&self, tcp: TcpStream) -> Result<Channel, ChannelError> {
+        EndpointTls::accept(self, tcp).await
+    }
+
+    fn status(&self) -> serde_json::Value {
+        serde_json::to_value(EndpointTls::status(self)).unwrap_or_default()
+    }
+}

@@ -1,0 +1,109 @@
+//! The only module with `unsafe` code: system calls that no dependency wraps.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// A copy of the nfnetlink socket of process `pid` (pidfd_open(2), pidfd_getfd(2)); `None` when it has none or may
+/// not be looked into.
+pub fn netlink_socket_of(pid: u32) -> Option<OwnedFd> {
+    // SAFETY: pidfd_open takes a pid and flags and returns a new descriptor or -1.
+    let pidfd = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).ok()?;
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
+        let Some(number) = entry.file_name().to_str().and_then(|n| n.parse::<RawFd>().ok()) else { continue };
+        if !std::fs::read_link(entry.path()).is_ok_and(|l| l.to_string_lossy().starts_with("socket:")) {
+            continue;
+        }
+        // SAFETY: pidfd_getfd takes a pidfd we own, a number and flags, and returns a new descriptor or -1.
+        let copy = owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) });
+        if let Ok(copy) = copy
+            && option(&copy, libc::SO_DOMAIN) == Ok(libc::AF_NETLINK)
+            && option(&copy, libc::SO_PROTOCOL) == Ok(libc::NETLINK_NETFILTER)
+        {
+            return Some(copy);
+        }
+    }
+    None
+}
+
+/// The process gets `signal` when its parent dies (prctl(2) PR_SET_PDEATHSIG). Not kept over a change of user.
+pub fn set_parent_death_signal(signal: i32) -> io::Result<()> {
+    // SAFETY: PR_SET_PDEATHSIG takes a signal number.
+    done(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong) })
+}
+
+/// No later exec can gain privileges (prctl(2) PR_SET_NO_NEW_PRIVS).
+pub fn set_no_new_privs() -> io::Result<()> {
+    // SAFETY: PR_SET_NO_NEW_PRIVS takes 1 and three zeros.
+    done(unsafe {
+        libc::prctl(
+            libc::PR_SET_NO_NEW_PRIVS,
+            1 as libc::c_ulong,
+            0 as libc::c_ulong,
+            0 as libc::c_ulong,
+            0 as libc::c_ulong,
+        )
+    })
+}
+
+/// Sets and locks securebits (capabilities(7)): uid 0 stops meaning anything.
+pub fn set_securebits(bits: i32) -> io::Result<()> {
+    // SAFETY: PR_SET_SECUREBITS takes a bit mask.
+    done(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, bits as libc::c_ulong) })
+}
+
+/// Secrets must not end in a core file, and other processes of the user must not look in (PR_SET_DUMPABLE).
+pub fn set_undumpable() -> io::Result<()> {
+    // SAFETY: PR_SET_DUMPABLE takes 0 or 1.
+    done(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0 as libc::c_ulong) })
+}
+
+/// Takes over a descriptor that the caller knows to be open and its own (sd_listen_fds(3), SCM_RIGHTS).
+pub fn adopt(fd: RawFd) -> OwnedFd {
+    // SAFETY: the callers get the number from the service manager or from a control message, and use it once.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// IPV6_TRANSPARENT (linux/in6.h): bind and accept for addresses that are not ours. Needs CAP_NET_RAW.
+pub fn set_ipv6_transparent(socket: &impl AsRawFd) -> io::Result<()> {
+    const IPV6_TRANSPARENT: libc::c_int = 75;
+    let on: libc::c_int = 1;
+    // SAFETY: the pointer is to a c_int that lives for the call, and the length is its size.
+    done(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IPV6,
+            IPV6_TRANSPARENT,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    })
+}
+
+fn owned(ret: libc::c_long) -> io::Result<OwnedFd> {
+    if ret < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a non-negative result of these calls is a new descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(ret as RawFd) })
+}
+
+fn done(ret: libc::c_int) -> io::Result<()> {
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn option(fd: &OwnedFd, name: libc::c_int) -> Result<libc::c_int, ()> {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the pointers are to a c_int and its length, both live for the call.
+    let ret =
+        unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut len) };
+    if ret == 0 { Ok(value) } else { Err(()) }
+}
+
+/// Gives the allocator's free pages back to the kernel, also those between used ones.
+pub fn release_free_memory() {
+    // SAFETY: malloc_trim(3) has no precondition; it takes the allocator's own locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

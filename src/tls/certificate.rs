@@ -1,0 +1,92 @@
+//! Key and self-signed certificate of this side, with or without evidence.
+//!
+//! The shape is TNG 2.8's: P-256, `CN=TNG,O=Inclavare Containers`, the evidence in extension 2.23.133.5.4.9.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::digest;
+use rcgen::{
+    CertificateParams, CustomExtension, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::CertifiedKey;
+use zeroize::Zeroize;
+
+use crate::attest::{AttestError, Attester, EVIDENCE_OID, RuntimeData};
+
+/// How long a certificate with evidence is valid, as TNG's.
+pub const VALIDITY: Duration = Duration::from_secs(6 * 3600);
+/// How long the certificate of a side without evidence is valid: as long as a process can run. Nobody trusts it.
+const DEBUG_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// What rustls and TNG 2.8's peers take as one handshake message, bytes.
+const PEERS_LIMIT: usize = 0xffff;
+
+/// A certificate with its key, and when it ends.
+pub struct Made {
+    /// What rustls shows.
+    pub certified: Arc<CertifiedKey>,
+    /// notAfter.
+    pub not_after: SystemTime,
+}
+
+fn failed(e: impl std::fmt::Display) -> AttestError {
+    AttestError::Certificate(e.to_string())
+}
+
+/// A new key and a certificate with evidence about it.
+pub async fn attested(attester: &dyn Attester, now: SystemTime) -> Result<Made, AttestError> {
+    let key = new_key()?;
+    let evidence = attester.evidence(&RuntimeData::for_key(&key.subject_public_key_info())).await?;
+    let extension = CustomExtension::from_oid_content(EVIDENCE_OID, evidence.to_extension());
+    build(key, Some(extension), now, VALIDITY)
+}
+
+/// A new key and a certificate without evidence, for a side that must show one and does not attest.
+pub fn unattested(now: SystemTime) -> Result<Made, AttestError> {
+    build(new_key()?, None, now, DEBUG_VALIDITY)
+}
+
+fn new_key() -> Result<KeyPair, AttestError> {
+    KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(failed)
+}
+
+fn build(
+    key: KeyPair,
+    evidence: Option<CustomExtension>,
+    now: SystemTime,
+    validity: Duration,
+) -> Result<Made, AttestError> {
+    let not_after = now + validity;
+    let mut params = CertificateParams::default();
+    params.not_before = now.into();
+    params.not_after = not_after.into();
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, "TNG");
+    name.push(DnType::OrganizationName, "Inclavare Containers");
+    params.distinguished_name = name;
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    params.custom_extensions = evidence.into_iter().collect();
+    let certificate = params.self_signed(&key).map_err(failed)?;
+    let der = certificate.der().clone();
+    if der.len() > PEERS_LIMIT {
+        tracing::warn!(bytes = der.len(), "certificate with evidence is larger than most peers accept");
+    }
+    Ok(Made { certified: Arc::new(certified(der, key)?), not_after })
+}
+
+fn certified(der: CertificateDer<'static>, key: KeyPair) -> Result<CertifiedKey, AttestError> {
+    let mut private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let signer = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&private);
+    private.zeroize();
+    Ok(CertifiedKey::new(vec![der], signer.map_err(failed)?))
+}
+
+/// SHA-256 of a certificate.
+pub fn fingerprint(der: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest::digest(&digest::SHA256, der).as_ref());
+    out
+}

@@ -1,0 +1,250 @@
+//! TLS and attestation of one endpoint.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ServerConfig};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use super::certificate::fingerprint;
+use super::identity::IdentityStore;
+use super::status::{AttestStatus, Ledger, TlsStatus, VerifyStatus, unix};
+use super::{Alpn, Channel, ChannelError, Peer, PeerError, config, peer};
+use crate::attest::{
+    AaAttester, AsVerifier, Attester, CacheKey, Clock, SampleAttester, SampleVerifier, SystemClock, Verdict,
+    VerdictCache, Verifier,
+};
+use crate::config::{AttestProvider, Endpoint, VerifyProvider};
+
+/// Verdicts kept by one endpoint.
+const CACHE_CAPACITY: usize = 1024;
+
+/// TLS and attestation of one endpoint: made once, shared by all its connections.
+pub struct EndpointTls {
+    identity: IdentityStore,
+    attester: Option<Arc<dyn Attester>>,
+    appraisal: Option<Appraisal>,
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+    handshake_timeout: Duration,
+    clock: Arc<dyn Clock>,
+    ledger: Ledger,
+}
+
+/// What this side demands of the peer.
+struct Appraisal {
+    verifier: Arc<dyn Verifier>,
+    cache: VerdictCache,
+    policy: [u8; 32],
+    policy_ids: Vec<String>,
+    allow_sample: bool,
+    verdict_ttl: Duration,
+}
+
+fn setup(e: impl std::fmt::Display) -> ChannelError {
+    ChannelError::Setup(e.to_string())
+}
+
+impl EndpointTls {
+    /// Builds the configurations and starts the background refresh of evidence.
+    /// Never fails for a service that is down: connections are refused with a reason until it answers.
+    /// To be called inside a tokio runtime.
+    pub fn new(endpoint: &Endpoint) -> Result<Arc<Self>, ChannelError> {
+        Self::with_clock(endpoint, Arc::new(SystemClock))
+    }
+
+    /// The same, with the time taken from `clock`.
+    pub fn with_clock(endpoint: &Endpoint, clock: Arc<dyn Clock>) -> Result<Arc<Self>, ChannelError> {
+        let timeout = endpoint.limits.handshake_timeout;
+        let attester = endpoint.ra.attest.as_ref().map(|a| (attester(&a.provider, timeout), a.refresh_interval));
+        let identity = match &attester {
+            Some((attester, interval)) => IdentityStore::attested(attester.clone(), *interval, clock.clone()),
+            None => IdentityStore::plain(&*clock)?,
+        };
+        let appraisal = endpoint.ra.verify.as_ref().map(|v| Appraisal::new(v, clock.clone())).transpose()?;
+        let provider = config::provider();
+        let client = config::client(provider.clone(), identity.client_resolver()).map_err(setup)?;
+        let server = config::server(provider, identity.server_resolver(), appraisal.is_some()).map_err(setup)?;
+        Ok(Arc::new(Self {
+            identity,
+            attester: attester.map(|(a, _)| a),
+            appraisal,
+            client: Arc::new(client),
+            server: Arc::new(server),
+            handshake_timeout: timeout,
+            clock,
+            ledger: Ledger::default(),
+        }))
+    }
+
+    /// Client side: handshake over `tcp`, appraise the peer, all within the handshake deadline.
+    /// `server_name`: the target's name, shown in SNI; `None` or an address: no SNI.
+    pub async fn connect(&self, tcp: TcpStream, server_name: Option<&str>) -> Result<Channel, ChannelError> {
+        let peer = tcp.peer_addr().ok();
+        let work = async {
+            let name = match server_name {
+                Some(name) => ServerName::try_from(name.to_owned()).map_err(setup)?,
+                // Never sent: rustls shows names alone.
+                None => ServerName::from(tcp.peer_addr()?.ip()),
+            };
+            let config = match self.identity.ready().await? {
+                None => self.client.clone(),
+                Some(identity) => {
+                    let mut own = ClientConfig::clone(&self.client);
+                    own.client_auth_cert_resolver = identity;
+                    Arc::new(own)
+                }
+            };
+            let stream = TlsConnector::from(config).connect(name, tcp).await?;
+            self.finish(stream.into()).await
+        };
+        self.conclude(peer, tokio::time::timeout(self.handshake_timeout, work).await)
+    }
+
+    /// Server side of the same.
+    pub async fn accept(&self, tcp: TcpStream) -> Result<Channel, ChannelError> {
+        let peer = tcp.peer_addr().ok();
+        let work = async {
+            let config = match self.identity.ready().await? {
+                None => self.server.clone(),
+                Some(identity) => {
+                    let mut own = ServerConfig::clone(&self.server);
+                    own.cert_resolver = identity;
+                    Arc::new(own)
+                }
+            };
+            let stream = TlsAcceptor::from(config).accept(tcp).await?;
+            self.finish(stream.into()).await
+        };
+        self.conclude(peer, tokio::time::timeout(self.handshake_timeout, work).await)
+    }
+
+    /// Everything between the handshake and the first application byte.
+    async fn finish(&self, stream: TlsStream<TcpStream>) -> Result<Channel, ChannelError> {
+        // From here on whatever drops the stream (refusal, deadline, cancellation) resets the connection:
+        // the peer, whose handshake is over, must not take a refusal for a clean end.
+        let linger = |time| SockRef::from(stream.get_ref().0).set_linger(time);
+        linger(Some(Duration::ZERO))?;
+        let (_, session) = stream.get_ref();
+        let alpn = session.alpn_protocol().and_then(Alpn::from_wire).ok_or(ChannelError::Alpn)?;
+        let peer = match &self.appraisal {
+            None => Peer::Unverified,
+            Some(appraisal) => {
+                let der = session.peer_certificates().and_then(|c| c.first()).ok_or(PeerError::NoCertificate)?;
+                Peer::Verified(appraisal.of(der, &*self.clock).await?)
+            }
+        };
+        linger(None)?;
+        Ok(Channel { stream, peer, alpn })
+    }
+
+    fn conclude(
+        &self,
+        peer: Option<SocketAddr>,
+        outcome: Result<Result<Channel, ChannelError>, tokio::time::error::Elapsed>,
+    ) -> Result<Channel, ChannelError> {
+        let outcome = outcome.unwrap_or(Err(ChannelError::HandshakeTimeout));
+        match &outcome {
+            Ok(channel) => {
+                let verdict = if let Peer::Verified(v) = &channel.peer { Some(&**v) } else { None };
+                self.ledger.established(peer, verdict);
+            }
+            Err(e) => self.ledger.refused(peer, self.clock.now(), e),
+        }
+        outcome
+    }
+
+    /// Appraises the peer of an established channel again, for one whose verdict ended: `certificate` is what
+    /// it showed in the handshake (DER). `None`: this side does not verify.
+    pub async fn reappraise(&self, certificate: &[u8]) -> Result<Option<Arc<Verdict>>, ChannelError> {
+        let Some(appraisal) = &self.appraisal else { return Ok(None) };
+        let work = appraisal.of(certificate, &*self.clock);
+        let outcome = tokio::time::timeout(self.handshake_timeout, work).await;
+        outcome.unwrap_or(Err(ChannelError::HandshakeTimeout)).map(Some)
+    }
+
+    /// For `tngctl status`.
+    pub fn status(&self) -> TlsStatus {
+        let mut status = TlsStatus {
+            attest: self.attester.as_ref().map(|a| self.attest_status(a.provider())),
+            verify: self.appraisal.as_ref().map(Appraisal::status),
+            as_calls: self.appraisal.as_ref().map_or(0, |a| a.verifier.calls()),
+            cache_hits: self.appraisal.as_ref().map_or(0, |a| a.cache.hits()),
+            aa_calls: self.attester.as_ref().map_or(0, |a| a.calls()),
+            ..TlsStatus::default()
+        };
+        self.ledger.fill(&mut status);
+        status
+    }
+
+    fn attest_status(&self, provider: &'static str) -> AttestStatus {
+        let now = self.identity.condition();
+        AttestStatus {
+            provider,
+            state: if now.failure.is_none() && now.usable { "ok" } else { "failing" },
+            usable: now.usable,
+            reason: now.failure.as_ref().map(|e| e.reason()),
+            error: now.failure.as_ref().map(ToString::to_string),
+            evidence_age: now.age.map(|a| a.as_secs()),
+            certificate_expires: now.not_after.map(unix),
+        }
+    }
+}
+
+/// The attester of a provider.
+fn attester(provider: &AttestProvider, timeout: Duration) -> Arc<dyn Attester> {
+    match provider {
+        AttestProvider::Sample => Arc::new(SampleAttester),
+        // Less than a handshake may take, so that one that waits for the first evidence learns why there is none.
+        AttestProvider::Aa { socket } => Arc::new(AaAttester::new(socket, timeout * 2 / 3)),
+    }
+}
+
+impl Appraisal {
+    fn new(verify: &crate::config::Verify, clock: Arc<dyn Clock>) -> Result<Self, ChannelError> {
+        let verifier: Arc<dyn Verifier> = match &verify.provider {
+            VerifyProvider::Sample => {
+                Arc::new(SampleVerifier::new(verify.allow_sample, verify.policy_ids.clone(), clock.clone()))
+            }
+            VerifyProvider::As(rest) => Arc::new(AsVerifier::new(verify, rest, clock.clone()).map_err(setup)?),
+        };
+        let policy = serde_json::json!([verifier.provider(), verify.policy_ids, verify.allow_sample]);
+        Ok(Self {
+            verifier,
+            cache: VerdictCache::new(CACHE_CAPACITY, clock),
+            policy: fingerprint(policy.to_string().as_bytes()),
+            policy_ids: verify.policy_ids.clone(),
+            allow_sample: verify.allow_sample,
+            verdict_ttl: verify.verdict_ttl,
+        })
+    }
+
+    /// The verdict on the certificate `der`, or why there is none.
+    async fn of(&self, der: &[u8], clock: &dyn Clock) -> Result<Arc<Verdict>, ChannelError> {
+        let now = clock.now();
+        // Also for a verdict from the cache: the certificate may have ended since, the verdict ends with it.
+        let shown = peer::inspect(der, now)?;
+        let key = CacheKey { certificate: fingerprint(der), policy: self.policy };
+        let verifier = self.verifier.clone();
+        let latest = now.checked_add(self.verdict_ttl).map_or(shown.not_after, |t| t.min(shown.not_after));
+        let verdict = self.cache.get(key, || async move {
+            let mut verdict = verifier.appraise(&shown.evidence, &shown.expected).await?;
+            verdict.expires_at = verdict.expires_at.min(latest);
+            Ok(verdict)
+        });
+        Ok(verdict.await?)
+    }
+
+    fn status(&self) -> VerifyStatus {
+        VerifyStatus {
+            provider: self.verifier.provider(),
+            policy_ids: self.policy_ids.clone(),
+            trust_anchor: self.verifier.trust_anchor(),
+            allow_sample: self.allow_sample,
+        }
+    }
+}

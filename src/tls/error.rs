@@ -1,0 +1,103 @@
+//! Why no channel came about.
+
+use std::io;
+
+use rustls::{AlertDescription, InvalidMessage};
+
+use super::PeerError;
+use crate::attest::{AttestError, VerifyError};
+
+/// Why no channel came about.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ChannelError {
+    /// The deadline passed.
+    #[error("no handshake within the deadline")]
+    HandshakeTimeout,
+    /// The peer does not speak TLS.
+    #[error("the peer does not speak TLS")]
+    NotTls,
+    /// The peer closed or reset the connection during the handshake.
+    #[error("the peer closed the connection during the handshake")]
+    Closed,
+    /// The peer refused the handshake.
+    #[error("the peer refused the handshake: {0}")]
+    Alert(String),
+    /// No common application protocol.
+    #[error("the peer speaks neither rats-tls nor h2")]
+    Alpn,
+    /// The peer's certificate exceeds what a handshake message may hold (64 KiB).
+    #[error("the peer's certificate is too large")]
+    CertificateTooLarge,
+    /// Any other breach of TLS.
+    #[error("TLS handshake failed: {0}")]
+    Tls(String),
+    /// The socket failed.
+    #[error("socket failed during the handshake: {0}")]
+    Io(String),
+    /// This side has no evidence to show.
+    #[error("this side cannot attest: {0}")]
+    Attest(#[from] AttestError),
+    /// The peer's certificate is not one that can be appraised.
+    #[error("{0}")]
+    Peer(#[from] PeerError),
+    /// The appraisal ended without a verdict that lets the peer in.
+    #[error("{0}")]
+    Verify(#[from] VerifyError),
+    /// The endpoint could not be set up.
+    #[error("TLS setup failed: {0}")]
+    Setup(String),
+}
+
+impl ChannelError {
+    /// Stable slug for records, metrics, status and docs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::HandshakeTimeout => "handshake-timeout",
+            Self::NotTls => "tls-not-tls",
+            Self::Closed => "tls-closed",
+            Self::Alert(_) => "tls-alert",
+            Self::Alpn => "tls-alpn",
+            Self::CertificateTooLarge => "tls-certificate-too-large",
+            Self::Tls(_) => "tls-error",
+            Self::Io(_) => "tls-io",
+            Self::Attest(e) => e.reason(),
+            Self::Peer(e) => e.reason(),
+            Self::Verify(e) => e.reason(),
+            Self::Setup(_) => "tls-setup",
+        }
+    }
+}
+
+impl From<io::Error> for ChannelError {
+    /// tokio-rustls reports TLS failures as an [`io::Error`] around a [`rustls::Error`].
+    fn from(e: io::Error) -> Self {
+        if let Some(tls) = e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            return tls.into();
+        }
+        match e.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Io(e.to_string()),
+        }
+    }
+}
+
+impl From<&rustls::Error> for ChannelError {
+    fn from(e: &rustls::Error) -> Self {
+        use rustls::Error as E;
+        match e {
+            E::InvalidMessage(
+                InvalidMessage::HandshakePayloadTooLarge | InvalidMessage::CertificatePayloadTooLarge,
+            ) => Self::CertificateTooLarge,
+            // What a record of TLS cannot begin with: an HTTP request, an SSH banner.
+            E::InvalidMessage(
+                InvalidMessage::InvalidContentType
+                | InvalidMessage::UnknownProtocolVersion
+                | InvalidMessage::MessageTooLarge,
+            ) => Self::NotTls,
+            E::NoApplicationProtocol | E::AlertReceived(AlertDescription::NoApplicationProtocol) => Self::Alpn,
+            E::AlertReceived(alert) => Self::Alert(format!("{alert:?}")),
+            E::NoCertificatesPresented => Self::Peer(PeerError::NoCertificate),
+            other => Self::Tls(other.to_string()),
+        }
+    }
+}

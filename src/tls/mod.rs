@@ -1,0 +1,67 @@
+//! Keys, certificates with evidence, rustls configurations, and the attested channel.
+
+mod certificate;
+mod config;
+mod endpoint;
+mod error;
+mod identity;
+mod peer;
+mod status;
+
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use crate::attest::Verdict;
+
+pub use endpoint::EndpointTls;
+pub use error::ChannelError;
+pub use peer::PeerError;
+pub use status::{AttestStatus, PeerStatus, RefusalStatus, TlsStatus, VerifyStatus};
+
+/// An established tunnel connection whose peer was appraised, if this side verifies.
+pub struct Channel {
+    /// The TLS stream.
+    pub stream: tokio_rustls::TlsStream<TcpStream>,
+    /// Who is at the other end.
+    pub peer: Peer,
+    /// What was negotiated.
+    pub alpn: Alpn,
+}
+
+/// What this side knows of the other.
+#[derive(Debug, Clone)]
+pub enum Peer {
+    /// This side does not verify.
+    Unverified,
+    /// The verdict of the appraisal.
+    Verified(Arc<Verdict>),
+}
+
+/// Application protocol of the tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alpn {
+    /// `rats-tls`: the bytes of one TCP connection.
+    RatsTls,
+    /// `h2`: one CONNECT stream a TCP connection (TNG's multiplex).
+    H2,
+}
+
+impl Alpn {
+    /// The protocol of these bytes, if it is one of ours.
+    fn from_wire(name: &[u8]) -> Option<Self> {
+        match name {
+            b"rats-tls" => Some(Self::RatsTls),
+            b"h2" => Some(Self::H2),
+            _ => None,
+        }
+    }
+
+    /// Its name on the wire (RFC 7301).
+    pub fn as_wire(self) -> &'static [u8] {
+        match self {
+            Self::RatsTls => b"rats-tls",
+            Self::H2 => b"h2",
+        }
+    }
+}

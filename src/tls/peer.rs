@@ -1,0 +1,107 @@
+//! What the peer's certificate must be before its evidence goes to the verifier.
+
+use std::time::{Duration, SystemTime};
+
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::attest::{Evidence, EvidenceError, RuntimeData, json_contains, x509};
+
+/// How far the peer's clock may be ahead of ours when it makes a certificate.
+const SKEW: Duration = Duration::from_secs(300);
+/// OID 2.23.133.5.4.9 as text.
+const EVIDENCE_OID: &str = "2.23.133.5.4.9";
+
+/// Why a peer's certificate cannot be appraised.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum PeerError {
+    /// It showed none.
+    #[error("the peer shows no certificate")]
+    NoCertificate,
+    /// Not X.509.
+    #[error("the peer's certificate is malformed")]
+    Malformed,
+    /// No evidence extension.
+    #[error("the peer's certificate holds no evidence")]
+    NoEvidence,
+    /// The evidence extension cannot be read.
+    #[error("{0}")]
+    Evidence(#[from] EvidenceError),
+    /// Issued by another name.
+    #[error("the peer's certificate is not self-issued")]
+    Issuer,
+    /// The self-signature is wrong.
+    #[error("the peer's certificate is not signed by its own key")]
+    SelfSignature,
+    /// From the future.
+    #[error("the peer's certificate is not yet valid")]
+    NotYetValid,
+    /// Over.
+    #[error("the peer's certificate has expired")]
+    Expired,
+    /// The evidence is bound to another key.
+    #[error("the peer's evidence is about another key")]
+    OtherKey,
+}
+
+impl PeerError {
+    /// Stable slug.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoCertificate => "peer-no-certificate",
+            Self::Malformed => "peer-certificate-malformed",
+            Self::NoEvidence => "peer-no-evidence",
+            Self::Evidence(e) => e.reason(),
+            Self::Issuer => "peer-certificate-issuer",
+            Self::SelfSignature => "peer-certificate-signature",
+            Self::NotYetValid => "peer-certificate-not-yet-valid",
+            Self::Expired => "peer-certificate-expired",
+            Self::OtherKey => "peer-evidence-other-key",
+        }
+    }
+}
+
+/// A certificate that may be appraised.
+#[derive(Debug)]
+pub struct PeerCertificate {
+    /// Its evidence.
+    pub evidence: Evidence,
+    /// What the evidence must be bound to.
+    pub expected: RuntimeData,
+    /// notAfter.
+    pub not_after: SystemTime,
+}
+
+/// Takes the certificate apart and checks all that needs no verifier.
+pub fn inspect(der: &[u8], now: SystemTime) -> Result<PeerCertificate, PeerError> {
+    let (rest, cert) = X509Certificate::from_der(der).map_err(|_| PeerError::Malformed)?;
+    if !rest.is_empty() {
+        return Err(PeerError::Malformed);
+    }
+    let mut extensions = cert.extensions().iter().filter(|e| e.oid.to_id_string() == EVIDENCE_OID);
+    let extension = extensions.next().ok_or(PeerError::NoEvidence)?;
+    if extensions.next().is_some() {
+        return Err(PeerError::Malformed);
+    }
+    if cert.subject().as_raw() != cert.issuer().as_raw() {
+        return Err(PeerError::Issuer);
+    }
+    if !x509::signed_by(&cert, cert.public_key()) {
+        return Err(PeerError::SelfSignature);
+    }
+    let not_before: SystemTime = cert.validity().not_before.to_datetime().into();
+    let not_after: SystemTime = cert.validity().not_after.to_datetime().into();
+    // The end has no allowance: a verdict must not outlive the certificate.
+    if not_after <= now {
+        return Err(PeerError::Expired);
+    }
+    if now + SKEW < not_before {
+        return Err(PeerError::NotYetValid);
+    }
+    let evidence = Evidence::from_extension(extension.value)?;
+    let expected = RuntimeData::for_key(cert.public_key().raw);
+    let bound = evidence.runtime_object().ok_or(EvidenceError::Malformed("runtime data is not an object"))?;
+    if !json_contains(&bound.into(), expected.object()) {
+        return Err(PeerError::OtherKey);
+    }
+    Ok(PeerCertificate { evidence, expected, not_after })
+}

@@ -1,0 +1,152 @@
+//! What `tngctl status` shows of an endpoint's attestation. Never a token, a key or a header's value.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::ChannelError;
+use crate::attest::Verdict;
+
+/// Peers and reasons kept.
+const MAX_PEERS: usize = 32;
+
+/// What `status` shows of an endpoint's attestation. Times are seconds since the epoch.
+#[derive(Debug, Clone, Serialize, Default)]
+pub struct TlsStatus {
+    /// Evidence this side shows; absent when it does not attest.
+    pub attest: Option<AttestStatus>,
+    /// Appraisal it demands; absent when it does not verify.
+    pub verify: Option<VerifyStatus>,
+    /// Last verdict of each peer address, newest first, at most 32.
+    pub peers: Vec<PeerStatus>,
+    /// The newest refusal.
+    pub last_refusal: Option<RefusalStatus>,
+    /// Channels established.
+    pub handshakes_ok: u64,
+    /// Channels refused, by reason.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Requests to the attestation service.
+    pub as_calls: u64,
+    /// Verdicts reused.
+    pub cache_hits: u64,
+    /// Requests to the attestation agent.
+    pub aa_calls: u64,
+}
+
+/// Evidence this side shows.
+#[derive(Debug, Clone, Serialize)]
+pub struct AttestStatus {
+    /// Provider, as in the configuration.
+    pub provider: &'static str,
+    /// `ok`; `failing` while newer evidence cannot be had or there is none.
+    pub state: &'static str,
+    /// Whether handshakes are still served.
+    pub usable: bool,
+    /// Slug of the failure.
+    pub reason: Option<&'static str>,
+    /// Its text.
+    pub error: Option<String>,
+    /// Age of the evidence, seconds.
+    pub evidence_age: Option<u64>,
+    /// End of the certificate.
+    pub certificate_expires: Option<u64>,
+}
+
+/// Appraisal this side demands.
+#[derive(Debug, Clone, Serialize)]
+pub struct VerifyStatus {
+    /// Provider, as in the configuration.
+    pub provider: &'static str,
+    /// Policies demanded.
+    pub policy_ids: Vec<String>,
+    /// What the trust rests on.
+    pub trust_anchor: String,
+    /// Whether the sample TEE is let in.
+    pub allow_sample: bool,
+}
+
+/// Last verdict of a peer.
+#[derive(Debug, Clone, Serialize)]
+pub struct PeerStatus {
+    /// Its address.
+    pub peer: std::net::IpAddr,
+    /// TEE.
+    pub tee: String,
+    /// Policies.
+    pub policy_ids: Vec<String>,
+    /// Whether the TEE proves nothing.
+    pub sample: bool,
+    /// When it was appraised.
+    pub appraised_at: u64,
+    /// When the verdict ends.
+    pub expires_at: u64,
+}
+
+/// A refusal.
+#[derive(Debug, Clone, Serialize)]
+pub struct RefusalStatus {
+    /// The peer's address, if the socket still had one.
+    pub peer: Option<SocketAddr>,
+    /// When.
+    pub at: u64,
+    /// Slug.
+    pub reason: &'static str,
+    /// Text.
+    pub error: String,
+}
+
+pub(super) fn unix(t: SystemTime) -> u64 {
+    t.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+#[derive(Default)]
+struct Kept {
+    ok: u64,
+    refused: BTreeMap<&'static str, u64>,
+    peers: VecDeque<PeerStatus>,
+    last_refusal: Option<RefusalStatus>,
+}
+
+/// Counts and remembers what the handshakes of one endpoint ended in.
+#[derive(Default)]
+pub(super) struct Ledger(Mutex<Kept>);
+
+impl Ledger {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn established(&self, peer: Option<SocketAddr>, verdict: Option<&Verdict>) {
+        let mut kept = self.lock();
+        kept.ok += 1;
+        let (Some(peer), Some(v)) = (peer.map(|p| p.ip()), verdict) else { return };
+        kept.peers.retain(|p| p.peer != peer);
+        kept.peers.truncate(MAX_PEERS - 1);
+        kept.peers.push_front(PeerStatus {
+            peer,
+            tee: v.tee.clone(),
+            policy_ids: v.policy_ids.clone(),
+            sample: v.sample,
+            appraised_at: unix(v.appraised_at),
+            expires_at: unix(v.expires_at),
+        });
+    }
+
+    pub fn refused(&self, peer: Option<SocketAddr>, at: SystemTime, error: &ChannelError) {
+        let mut kept = self.lock();
+        *kept.refused.entry(error.reason()).or_default() += 1;
+        kept.last_refusal =
+            Some(RefusalStatus { peer, at: unix(at), reason: error.reason(), error: error.to_string() });
+    }
+
+    pub fn fill(&self, status: &mut TlsStatus) {
+        let kept = self.lock();
+        status.handshakes_ok = kept.ok;
+        status.refused = kept.refused.clone();
+        status.peers = kept.peers.iter().cloned().collect();
+        status.last_refusal = kept.last_refusal.clone();
+    }
+}

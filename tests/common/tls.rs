@@ -1,0 +1,84 @@
+//! Endpoints for tests, and two of them meeting over loopback TCP.
+#![allow(dead_code)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tng::config::*;
+use tng::tls::{Channel, ChannelError, EndpointTls};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Sample evidence, renewed every ten minutes.
+pub fn attest_sample() -> Attest {
+    attest(Duration::from_secs(600))
+}
+
+/// Sample evidence with this refresh interval.
+pub fn attest(refresh_interval: Duration) -> Attest {
+    Attest { provider: AttestProvider::Sample, refresh_interval }
+}
+
+/// The embedded verifier.
+pub fn verify_sample(allow_sample: bool) -> Verify {
+    Verify {
+        provider: VerifyProvider::Sample,
+        policy_ids: vec!["default".into()],
+        allow_sample,
+        verdict_ttl: Duration::from_secs(300),
+    }
+}
+
+/// Roles of one side.
+pub fn ra(attest: Option<Attest>, verify: Option<Verify>) -> Ra {
+    Ra { attest, verify }
+}
+
+/// An endpoint with these roles and a handshake deadline of five seconds.
+pub fn endpoint(ra: Ra) -> Arc<EndpointTls> {
+    endpoint_within(ra, Duration::from_secs(5))
+}
+
+/// An endpoint with these roles and this handshake deadline.
+pub fn endpoint_within(ra: Ra, handshake_timeout: Duration) -> Arc<EndpointTls> {
+    EndpointTls::new(&config(ra, handshake_timeout)).unwrap()
+}
+
+/// The configuration of such an endpoint.
+pub fn config(ra: Ra, handshake_timeout: Duration) -> Endpoint {
+    let any = "127.0.0.1".parse().unwrap();
+    Endpoint {
+        name: EndpointName::new("test").unwrap(),
+        side: Side::Ingress,
+        mode: Mode::Mapping(Mapping {
+            listen_addr: any,
+            listen_ports: PortRange::single(1),
+            target_host: TargetHost::Addr(any),
+            target_ports: PortRange::single(1),
+            so_mark: DEFAULT_INGRESS_MARK,
+        }),
+        ra,
+        limits: Limits { handshake_timeout, ..Limits::default() },
+    }
+}
+
+/// Both ends of a loopback TCP connection: who connected, who accepted.
+pub async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let connect = TcpStream::connect(listener.local_addr().unwrap());
+    let (c, s) = tokio::join!(connect, listener.accept());
+    (c.unwrap(), s.unwrap().0)
+}
+
+/// What each side made of the other.
+pub type Outcome = (Result<Channel, ChannelError>, Result<Channel, ChannelError>);
+
+/// Lets a client and a server meet.
+pub async fn meet(client: &EndpointTls, server: &EndpointTls) -> Outcome {
+    let (c, s) = pair().await;
+    tokio::join!(client.connect(c, Some("example.test")), server.accept(s))
+}
+
+/// The same for fresh endpoints.
+pub async fn meet_ra(client: Ra, server: Ra) -> Outcome {
+    meet(&endpoint(client), &endpoint(server)).await
+}

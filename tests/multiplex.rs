@@ -1,0 +1,184 @@
+//! The egress as an HTTP/2 CONNECT server, driven by an HTTP/2 client as TNG's multiplex is.
+
+mod common;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::*;
+use h2::Reason;
+use h2::client::SendRequest;
+use http::{Method, Request, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+async fn client(pair: &Pair) -> SendRequest<Bytes> {
+    let tls = pair.tls.clone();
+    let tcp = TcpStream::connect(pair.tunnel).await.expect("connect");
+    let (send, connection) = h2::client::handshake(tls.dial(tcp).await.expect("tls")).await.expect("http/2");
+    tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    send.ready().await.expect("ready")
+}
+
+fn pair(service: std::net::SocketAddr) -> Pair {
+    let mut pair = Pair::to(service);
+    // The client of these tests offers h2; the egress trusts the same certificate.
+    let tls = PlainTls::new(&["h2"]);
+    let (out, listener) = mapping("out", tng::config::Side::Egress, service, limits());
+    pair.tunnel = listener.local;
+    pair.egress = start(&tls, vec![out], vec![listener]);
+    pair.tls = tls;
+    pair
+}
+
+fn connect() -> Request<()> {
+    Request::builder().method(Method::CONNECT).uri("tng.internal:443").body(()).expect("request")
+}
+
+async fn read_all(body: &mut h2::RecvStream) -> Result<Vec<u8>, h2::Error> {
+    let mut all = Vec::new();
+    while let Some(part) = timeout(Duration::from_secs(10), body.data()).await.expect("in time") {
+        let part = part?;
+        body.flow_control().release_capacity(part.len())?;
+        all.extend_from_slice(&part);
+    }
+    Ok(all)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_connect_stream_is_a_connection_with_its_own_record() {
+    let pair = pair(echo().await);
+    let mut send = client(&pair).await;
+    for text in ["first", "second"] {
+        let (response, mut stream) = send.send_request(connect(), false).expect("request");
+        let response = response.await.expect("response");
+        assert_eq!(response.status(), StatusCode::OK);
+        stream.send_data(Bytes::from(text), false).expect("data");
+        stream.send_data(Bytes::new(), true).expect("end");
+        assert_eq!(read_all(&mut response.into_body()).await.expect("body"), text.as_bytes());
+    }
+    eventually("two records", || ended(&pair.egress, "closed") == 2).await;
+    drop(send);
+    eventually("the carrier's record", || ended(&pair.egress, "closed") == 3).await;
+    assert_eq!(pair.egress.open_connections(), 0);
+    assert_eq!(pair.egress.endpoint_views()[0].counters.bytes_up, 11);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_larger_than_every_window_arrives_whole() {
+    let pair = pair(echo().await);
+    let mut send = client(&pair).await;
+    let (response, mut stream) = send.send_request(connect(), false).expect("request");
+    let mut body = response.await.expect("response").into_body();
+    let sent: Vec<u8> = (0..6_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let copy = sent.clone();
+    let sending = async move {
+        for chunk in copy.chunks(100_000) {
+            let mut rest = Bytes::copy_from_slice(chunk);
+            while !rest.is_empty() {
+                stream.reserve_capacity(rest.len());
+                let room = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await.expect("open").expect("room");
+                stream.send_data(rest.split_to(room.min(rest.len())), false).expect("data");
+            }
+        }
+        stream.send_data(Bytes::new(), true).expect("end");
+    };
+    let (_, back) = tokio::join!(sending, read_all(&mut body));
+    assert!(back.expect("body") == sent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_close_is_end_stream_in_both_directions() {
+    let (service, addr) = listen().await;
+    let pair = pair(addr);
+    let mut send = client(&pair).await;
+    let (response, mut stream) = send.send_request(connect(), false).expect("request");
+    let mut body = response.await.expect("response").into_body();
+    stream.send_data(Bytes::from_static(b"question"), true).expect("data and end");
+    let (mut served, _) = service.accept().await.expect("accept");
+    let mut question = Vec::new();
+    served.read_to_end(&mut question).await.expect("END_STREAM arrives as an end");
+    assert_eq!(question, b"question");
+    served.write_all(b"answer").await.expect("still open");
+    drop(served);
+    assert_eq!(read_all(&mut body).await.expect("body"), b"answer");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn resets_pass_through_as_resets() {
+    let (service, addr) = listen().await;
+    let pair = pair(addr);
+    let mut send = client(&pair).await;
+
+    let (response, mut stream) = send.send_request(connect(), false).expect("request");
+    let mut body = response.await.expect("response").into_body();
+    let (served, _) = service.accept().await.expect("accept");
+    socket2::SockRef::from(&served).set_linger(Some(Duration::ZERO)).expect("linger");
+    drop(served);
+    let error = read_all(&mut body).await.expect_err("a clean end");
+    assert_eq!(error.reason(), Some(Reason::CONNECT_ERROR));
+    eventually("record", || ended(&pair.egress, "target-reset") == 1).await;
+    let _ = stream.send_data(Bytes::new(), true);
+
+    let (response, mut stream) = send.send_request(connect(), false).expect("request");
+    response.await.expect("response");
+    let (mut served, _) = service.accept().await.expect("accept");
+    stream.send_reset(Reason::CANCEL);
+    let seen = timeout(Duration::from_secs(5), served.read_to_end(&mut Vec::new())).await.expect("no end at all");
+    assert_eq!(seen.expect_err("a clean end").kind(), std::io::ErrorKind::ConnectionReset);
+    eventually("record", || ended(&pair.egress, "peer-reset") == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_methods_are_refused_and_the_next_connect_is_served() {
+    let pair = pair(echo().await);
+    let mut send = client(&pair).await;
+    let get = Request::builder().uri("https://tng.internal/").body(()).expect("request");
+    let (response, _) = send.send_request(get, true).expect("request");
+    let response = response.await.expect("response");
+    assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+    let text = read_all(&mut response.into_body()).await.expect("body");
+    assert_eq!(text, b"Protocol Error: the method should be CONNECT");
+    assert_eq!(ended(&pair.egress, "not-connect"), 1);
+    let (response, _stream) = send.send_request(connect(), false).expect("request");
+    assert_eq!(response.await.expect("response").status(), StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_service_resets_its_stream_only() {
+    let pair = pair(closed_port().await);
+    let mut send = client(&pair).await;
+    for round in 1..=2 {
+        let (response, _stream) = send.send_request(connect(), false).expect("request");
+        let error = response.await.expect_err("no response");
+        assert_eq!(error.reason(), Some(Reason::CONNECT_ERROR));
+        eventually("record", || ended(&pair.egress, "target-refused") == round).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_refuses_new_streams_and_lets_open_ones_finish() {
+    let pair = pair(echo().await);
+    let mut send = client(&pair).await;
+    let (response, mut stream) = send.send_request(connect(), false).expect("request");
+    let mut body = response.await.expect("response").into_body();
+    let plane = pair.egress.clone();
+    let draining = tokio::spawn(async move { plane.drain(Duration::from_secs(20)).await });
+    // GOAWAY arrives: no further stream can be opened.
+    eventually("draining", || pair.egress.is_draining()).await;
+    timeout(Duration::from_secs(5), async {
+        while let Ok(ready) = send.clone().ready().await {
+            send = ready;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("streams are still taken");
+    stream.send_data(Bytes::from_static(b"last"), true).expect("an open stream goes on");
+    assert_eq!(read_all(&mut body).await.expect("body"), b"last");
+    let outcome = timeout(Duration::from_secs(10), draining).await.expect("in time").expect("drain");
+    assert_eq!(outcome.aborted, 0);
+}
