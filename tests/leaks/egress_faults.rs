@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::controls::*;
-use super::egress::docker_nat;
+use super::egress_beside::docker_nat;
 use super::lab::{Flow, Lab, PORT, QUIET, TO_SERVER, egress, ingress};
 use super::netns::{Connect, Family, Parts, Tng, fresh_hex, kill_family};
 use super::table::{Expect::*, Fate, Outcome, Row, Seen, row};

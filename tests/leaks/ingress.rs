@@ -14,6 +14,12 @@ pub const ROWS: &[Row] = &[
     row(SIDE, "tunnel ok", Tunnelled, client_asks, |lab| asked(lab, Connect::default())),
     row(SIDE, "SO_BINDTODEVICE c0 (as uid 65534)", Dropped, client_asks, bound_device),
     row(SIDE, "SO_DONTROUTE", Safe, client_asks, |lab| asked(lab, Connect { dontroute: true, ..Connect::default() })),
+    row(SIDE, "captured by uid: that user", Tunnelled, client_asks, |lab| captured_by_uid(lab, 65534, |_| ())),
+    row(SIDE, "captured by uid: that user, ruleset flushed", Refused, client_asks, |lab| {
+        captured_by_uid(lab, 65534, |lab| drop(lab.world.client.sh("nft flush ruleset")))
+    }),
+    row(SIDE, "captured by uid: another user", Open, client_asks, |lab| captured_by_uid(lab, 1, |_| ())),
+    row(SIDE, "excluded from the capture", Open, client_asks, excluded),
     row(SIDE, "v6 link-local %scope (set has fe80::/10)", Closed, client_asks_link_local, link_local)
         .but(Absent, Closed),
     row(SIDE, "v4-mapped v6 socket", Tunnelled, client_asks, v4_mapped).but(Tunnelled, Absent),
@@ -65,6 +71,28 @@ fn bound_device(lab: &Lab) -> Outcome {
     let nobody = lab.world.client.app_as(65534);
     let how = Connect { device: Some("c0".into()), ..Connect::default() };
     lab.each(|family| lab.exchange_from(&nobody, &lab.addr(family).to_string(), &how)).into()
+}
+
+/// One user's traffic is captured; the guard must know the qualifier too, or it refuses others'.
+fn captured_by_uid(lab: &Lab, uid: u32, fault: fn(&Lab)) -> Outcome {
+    let (tng, egress) = lab.start_with(&ingress(&TO_SERVER.replace(" }", ", uid = 65534 }")), &self::egress(""));
+    let app = lab.world.client.app_as(uid);
+    if uid != 65534 {
+        // Its plaintext would be turned away by the egress: this row is about the client's host.
+        egress.stop();
+    }
+    tng.freeze_guard();
+    fault(lab);
+    lab.each(|family| lab.exchange_from(&app, &lab.addr(family).to_string(), &Connect::default())).into()
+}
+
+/// What the operator excludes goes the direct way, as without tng.
+fn excluded(lab: &Lab) -> Outcome {
+    let text = ingress(TO_SERVER);
+    let exclude = format!("exclude = [{TO_SERVER}]\n[ingress.verify]");
+    let wide = text.replace("203.0.113.0/24", "203.0.0.0/16").replace("2001:db8:2::/64", "2001:db8::/32");
+    let _tng = Tng::start(&lab.world.client, "in", &wide.replace("[ingress.verify]", &exclude));
+    lab.each(|family| lab.exchange(family, &Connect::default())).into()
 }
 
 fn link_local(lab: &Lab) -> Outcome {

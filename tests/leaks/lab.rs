@@ -17,6 +17,9 @@ pub const INGRESS_MARK: u32 = 566;
 /// After this long without an answer, traffic counts as dropped.
 pub const QUIET: Duration = Duration::from_millis(900);
 
+/// Connections that are open at a stop are given little time, as many rows keep some open.
+const DRAIN: &str = "drain_timeout = \"1s\"\n";
+
 /// Captures of the ingress that most rows use.
 pub const TO_SERVER: &str = r#"{ to = "203.0.113.0/24", port = 8080 }, { to = "2001:db8:2::/64", port = 8080 }"#;
 
@@ -276,7 +279,7 @@ fn with_port(how: &Connect) -> Connect {
 /// An ingress that captures the given entries and verifies sample evidence.
 pub fn ingress(capture: &str) -> String {
     format!(
-        "[[ingress]]\nname = \"in\"\n[ingress.netfilter]\ncapture = [{capture}]\n\
+        "{DRAIN}[[ingress]]\nname = \"in\"\n[ingress.netfilter]\ncapture = [{capture}]\n\
          [ingress.verify]\nprovider = \"sample\"\nallow_sample = true\n"
     )
 }
@@ -284,7 +287,7 @@ pub fn ingress(capture: &str) -> String {
 /// An ingress that listens on loopback and goes to the service's IPv4 or IPv6 address.
 pub fn ingress_mapping(listen: &str, target: &str) -> String {
     format!(
-        "[[ingress]]\nname = \"map\"\n[ingress.mapping]\nlisten = \"{listen}\"\ntarget = \"{target}\"\n\
+        "{DRAIN}[[ingress]]\nname = \"map\"\n[ingress.mapping]\nlisten = \"{listen}\"\ntarget = \"{target}\"\n\
          [ingress.verify]\nprovider = \"sample\"\nallow_sample = true\n"
     )
 }
@@ -292,7 +295,7 @@ pub fn ingress_mapping(listen: &str, target: &str) -> String {
 /// An egress in front of the service with sample evidence; `more` adds keys of its netfilter table.
 pub fn egress(more: &str) -> String {
     format!(
-        "[[egress]]\nname = \"out\"\n[egress.netfilter]\ncapture = [{{ port = {PORT} }}]\n{more}\n\
+        "{DRAIN}[[egress]]\nname = \"out\"\n[egress.netfilter]\ncapture = [{{ port = {PORT} }}]\n{more}\n\
          [egress.attest]\nprovider = \"sample\"\n"
     )
 }

@@ -10,6 +10,7 @@ mod netns;
 
 mod controls;
 mod egress;
+mod egress_beside;
 mod egress_faults;
 mod ingress;
 mod ingress_faults;
@@ -30,6 +31,11 @@ fn ingress_never_sends_plaintext_on_a_bad_day() {
 #[test]
 fn egress_never_lets_plaintext_in_or_out() {
     table::run("egress, nothing broken", egress::ROWS);
+}
+
+#[test]
+fn egress_never_lets_plaintext_in_or_out_beside_other_software() {
+    table::run("egress, beside other software", egress_beside::ROWS);
 }
 
 #[test]
