@@ -6,7 +6,7 @@
 CARGO ?= cargo
 # What building needs beside Rust, what the tests and the demonstration run, and what the benchmark compares tng with.
 BUILD_PACKAGES := gcc libc6-dev make cmake
-TEST_PACKAGES  := $(BUILD_PACKAGES) nftables iproute2 util-linux procps conntrack curl nginx-light redis-server python3 man-db
+TEST_PACKAGES  := $(BUILD_PACKAGES) nftables iproute2 util-linux procps conntrack curl nginx-light redis-server redis-tools tcpdump python3 python3-prometheus-client man-db
 BENCH_PACKAGES := $(BUILD_PACKAGES) stunnel4 haproxy nginx-light libnginx-mod-stream
 
 help: ## list the targets
@@ -33,7 +33,7 @@ test: ## all tests; needs root for the network namespaces
 demo: ## two hosts, a real web server, the tunnel between them, and what happens when things break
 	@packaging/install-packages $(TEST_PACKAGES)
 	@[ "$$(id -u)" = 0 ] || { echo "make demo: needs root for network namespaces: sudo make demo" >&2; exit 1; }
-	$(CARGO) build --release --locked --bins
+	$(CARGO) build --release --locked --bins --example fake_aa
 	packaging/demo target/release
 
 bench: ## measure tng beside stunnel, haproxy and nginx (TNG_BENCH_ROUNDS=5, TNG_BENCH_QUICK=1)

@@ -148,6 +148,9 @@ async fn an_endpoint_without_evidence_is_degraded_and_says_why() {
     };
     says(serde_json::json!({ "usable": true, "state": "ok" }));
     assert_eq!(tng::ctl::status(&daemon.scope(None), false, PLAIN).exit, Exit::Healthy);
+    // The first evidence is being made: handshakes wait for it, nothing has failed.
+    says(serde_json::json!({ "usable": false, "state": "ok", "reason": null, "error": null }));
+    assert_eq!(tng::ctl::status(&daemon.scope(None), false, PLAIN).exit, Exit::Healthy);
     says(serde_json::json!({ "usable": false, "state": "failing", "reason": "aa-unreachable", "error": "no socket" }));
     let status = tng::ctl::status(&daemon.scope(None), false, PLAIN);
     assert_eq!(status.exit, Exit::Degraded);
@@ -155,4 +158,15 @@ async fn an_endpoint_without_evidence_is_degraded_and_says_why() {
     let metrics = get(&daemon.socket, "/metrics").1;
     let line = "tng_attestation_events_total{endpoint=\"in\",side=\"ingress\",event=\"as-request\"} 7";
     assert!(metrics.contains(line), "{metrics}");
+}
+
+/// A configuration with errors leaves no endpoint, and every connection is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_refuses_everything_is_not_ready() {
+    let daemon = Daemon::start("demo");
+    daemon.state.set_plane(start(&PlainTls::new(&["rats-tls"]), vec![], vec![]));
+    daemon.state.set_state(State::Ready);
+    daemon.state.set_problems(vec!["the configuration has errors".to_owned()]);
+    assert_eq!(get(&daemon.socket, "/readyz").0, 503);
+    assert_eq!(get(&daemon.socket, "/livez").0, 200);
 }

@@ -45,3 +45,45 @@ fn the_level_is_chosen_and_a_wrong_one_is_said() {
     assert!(wrong.iter().any(|l| l.contains("TNG_LOG is not understood")), "{wrong:?}");
     assert!(wrong.iter().any(|l| l.contains("\"closed\"")), "{wrong:?}");
 }
+
+/// A journal's socket in a mount namespace of its own: prints what the child sends to it, and then what it wrote to
+/// standard error.
+const JOURNAL: &str = r#"
+import os, socket, subprocess, sys
+os.makedirs("/run/systemd/journal")
+journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+journal.bind("/run/systemd/journal/socket")
+with open("/run/stderr", "w+") as errors:
+    stat = os.fstat(errors.fileno())
+    env = dict(os.environ, JOURNAL_STREAM=f"{stat.st_dev}:{stat.st_ino}", TNG_TEST_CHILD="1")
+    subprocess.run([sys.argv[1], "--exact", "child_logs", "--nocapture"], env=env, stderr=errors, check=True)
+    journal.settimeout(5)
+    entry = b""
+    while not entry:  # the first datagram is empty: it asks whether a journal is there
+        entry = journal.recv(65536)
+    while entry:  # native protocol: KEY=VALUE, or KEY, a length of 8 bytes, VALUE
+        line, entry = entry.split(b"\n", 1)
+        if b"=" not in line:
+            length = int.from_bytes(entry[:8], "little")
+            line, entry = line + b"=" + entry[8:8 + length], entry[9 + length:]
+        print(line.decode())
+    errors.seek(0)
+    print("STDERR=" + errors.read())
+"#;
+
+#[test]
+fn the_journal_gets_structured_fields_and_standard_error_nothing() {
+    let script = format!("mount -t tmpfs tmpfs /run && exec python3 -c '{JOURNAL}' \"$0\"");
+    let exe = std::env::current_exe().expect("own path");
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script])
+        .arg(exe)
+        .output()
+        .expect("unshare: apt install util-linux");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "needs root and python3: {}", String::from_utf8_lossy(&output.stderr));
+    for field in ["TNG_REASON=closed", "TNG_BYTES_UP=5", "MESSAGE=connection", "PRIORITY=5", "TARGET=tng::access"] {
+        assert!(text.lines().any(|line| line == field), "{field} is not in:\n{text}");
+    }
+    assert!(text.contains("STDERR=\n") || text.trim_end().ends_with("STDERR="), "{text}");
+}

@@ -182,3 +182,20 @@ async fn a_drain_refuses_new_streams_and_lets_open_ones_finish() {
     let outcome = timeout(Duration::from_secs(10), draining).await.expect("in time").expect("drain");
     assert_eq!(outcome.aborted, 0);
 }
+
+/// GOAWAY asks; a client that answers nothing must not keep its connection, and the place it takes, for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_client_that_ignores_goaway_is_cut_off() {
+    let tls = PlainTls::new(&["h2"]);
+    let brief = Duration::from_millis(300);
+    let limits = tng::config::Limits { idle_timeout: brief, handshake_timeout: brief, ..limits() };
+    let (out, listener) = mapping("out", tng::config::Side::Egress, echo().await, limits);
+    let addr = listener.local;
+    let egress = start(&tls, vec![out], vec![listener]);
+    let mut tunnel = tls.dial(TcpStream::connect(addr).await.expect("connect")).await.expect("tls");
+    // RFC 9113, section 3.4: the preface and an empty SETTINGS frame; then nothing, no acknowledgement either.
+    tunnel.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("preface");
+    let mut frames = Vec::new();
+    let _ = timeout(Duration::from_secs(10), tunnel.read_to_end(&mut frames)).await.expect("it is never cut off");
+    eventually("the place is free", || egress.open_connections() == 0).await;
+}

@@ -92,6 +92,13 @@ fn scenarios() -> Vec<(&'static str, RulesPlan)> {
     let everything =
         netfilter(Side::Ingress, vec![entry(Some("0.0.0.0/0"), None), entry(Some("::/0"), Some((1, 1023)))]);
 
+    // All of the port but one address, which another endpoint has with other settings.
+    let mut all_but_one = egress_netfilter();
+    all_but_one.exclude = vec![entry(Some("192.0.2.10/32"), Some((30001, 30001)))];
+    let mut that_one = netfilter(Side::Egress, vec![entry(Some("192.0.2.10/32"), Some((30001, 30001)))]);
+    that_one.so_mark = Mark(700);
+    that_one.preserve_source = false;
+
     vec![
         ("ingress", plan(vec![ingress()])),
         ("ingress-qualified", plan(vec![endpoint("q", Side::Ingress, 1, qualified)])),
@@ -102,6 +109,10 @@ fn scenarios() -> Vec<(&'static str, RulesPlan)> {
         ("egress-local", plan(vec![endpoint("api", Side::Egress, 2, local)])),
         ("egress-no-source", plan(vec![endpoint("api", Side::Egress, 2, no_source)])),
         ("egress-addressed", plan(vec![endpoint("pg", Side::Egress, 2, addressed)])),
+        (
+            "egress-two-endpoints",
+            plan(vec![endpoint("api", Side::Egress, 2, all_but_one), endpoint("one", Side::Egress, 4, that_one)]),
+        ),
         ("both-sides", plan(vec![ingress(), egress()])),
     ]
 }
@@ -156,6 +167,61 @@ fn nft_accepts_every_scenario() {
             let text = render::table(&table);
             if let Err(e) = nft_accepts(&text) {
                 panic!("{name}, {}: {e}\n{text}", table.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn no_endpoint_name_makes_two_chains_of_one_name() {
+    let names = ["output", "forward", "input", "other", "postrouting", "prerouting", "return", "pin", "retired_9", "9"];
+    for name in names {
+        for side in [Side::Ingress, Side::Egress] {
+            let entries = || vec![entry(Some("192.0.2.10/32"), Some((80, 80)))];
+            let mut plan = plan(vec![
+                endpoint(name, side, 1, netfilter(side, entries())),
+                endpoint("api", Side::Ingress, 2, netfilter(Side::Ingress, entries())),
+                endpoint("pg", Side::Egress, 3, netfilter(Side::Egress, entries())),
+            ]);
+            plan.retired = vec![(EndpointId(9), 40008)];
+            for table in [compile::capture_table(&plan), compile::guard_table(&plan)] {
+                let mut seen = std::collections::BTreeSet::new();
+                for chain in &table.chains {
+                    assert!(seen.insert(chain.name.clone()), "{name}, {}: chain {} twice", table.name, chain.name);
+                }
+            }
+        }
+    }
+}
+
+/// A base chain that returned on what one endpoint excludes would never ask the endpoint that captures it.
+#[test]
+fn what_one_endpoint_excludes_is_asked_of_the_others() {
+    for side in [Side::Ingress, Side::Egress] {
+        let mut wide = netfilter(side, vec![entry(Some("192.0.2.0/24"), Some((80, 80)))]);
+        wide.exclude = vec![entry(Some("192.0.2.10/32"), Some((80, 80)))];
+        let narrow = netfilter(side, vec![entry(Some("192.0.2.10/32"), Some((80, 80)))]);
+        let plan = plan(vec![endpoint("wide", side, 1, wide), endpoint("narrow", side, 2, narrow)]);
+        for table in [compile::capture_table(&plan), compile::guard_table(&plan)] {
+            let shared = table.chains.iter().filter(|c| !c.name.ends_with("_wide") && !c.name.ends_with("_narrow"));
+            for chain in shared {
+                for rule in &chain.rules {
+                    assert_ne!(rule.comment, "excluded", "{side}, {}: chain {}", table.name, chain.name);
+                }
+            }
+        }
+    }
+}
+
+/// Such a rule would never match: a packet in output has no incoming interface.
+#[test]
+fn no_rule_of_output_asks_for_the_incoming_interface() {
+    for (name, plan) in scenarios() {
+        for table in [compile::capture_table(&plan), compile::guard_table(&plan)] {
+            let of_output = |c: &&tng::capture::ir::Chain| c.name == "output" || c.name.ends_with("_output");
+            for rule in table.chains.iter().filter(of_output).flat_map(|c| &c.rules) {
+                let asks = rule.matches.iter().any(|m| matches!(m, tng::capture::ir::Match::IifName(_)));
+                assert!(!asks, "{name}, {}: {rule:?}", table.name);
             }
         }
     }

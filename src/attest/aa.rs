@@ -79,12 +79,14 @@ impl Attester for AaAttester {
     async fn evidence(&self, runtime_data: &RuntimeData) -> Result<Evidence, AttestError> {
         let request = GetEvidenceRequest { runtime_data: runtime_data.digest().to_vec() };
         self.within(async {
+            // First, since it is cheap: an agent too old to tell makes no quote in vain.
+            let tee = self.tee().await?;
             let answer: GetEvidenceResponse = self.call("GetEvidence", &request).await?;
             if answer.evidence.is_empty() {
                 return Err(AttestError::AaGarbage("empty evidence"));
             }
             Ok(Evidence {
-                tee: self.tee().await?,
+                tee,
                 evidence: answer.evidence,
                 additional: None,
                 runtime_data: runtime_data.canonical().into(),

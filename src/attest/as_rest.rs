@@ -11,14 +11,16 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::anchors::Anchors;
+use super::connector::Connector;
 use super::{Clock, Evidence, RuntimeData, Verdict, Verifier, VerifyError, token};
-use crate::config::{AsRest, Verify};
+use crate::config::{AsRest, Mark, Verify};
+use crate::relay::{Dialer, MarkPolicy, probe_mark};
 
 /// Largest answer taken. Tokens with a TDX event log are about 50 KiB.
 const MAX_ANSWER: usize = 1 << 20;
@@ -31,7 +33,7 @@ const MAX_TEXT: usize = 200;
 
 /// A verifier that asks an Attestation Service.
 pub struct AsVerifier {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<HttpsConnector<Connector>, Full<Bytes>>,
     base: String,
     /// Values are wiped on drop and appear in no output.
     headers: Vec<(HeaderName, Zeroizing<Vec<u8>>)>,
@@ -57,8 +59,9 @@ fn shorten(text: &str) -> String {
 
 impl AsVerifier {
     /// A verifier over the service of `rest`. Fails on what no waiting heals: an unreadable anchor file, an
-    /// illegal header, an https service and no system roots.
-    pub fn new(verify: &Verify, rest: &AsRest, clock: Arc<dyn Clock>) -> Result<Self, String> {
+    /// illegal header, an https service and no system roots. Its sockets carry `mark`, so that a capture on this
+    /// host never takes them; a process that may not mark goes without, since no capture depends on it.
+    pub fn new(verify: &Verify, rest: &AsRest, mark: Mark, clock: Arc<dyn Clock>) -> Result<Self, String> {
         let headers = rest
             .headers
             .iter()
@@ -76,7 +79,7 @@ impl AsVerifier {
             Some(Arc::new(Anchors::from_files(&rest.trusted_certs)?))
         };
         Ok(Self {
-            client: client(rest.addr.scheme() == "https")?,
+            client: client(rest.addr.scheme() == "https", dialer(mark, rest.timeout)?)?,
             base: rest.addr.as_str().trim_end_matches('/').to_owned(),
             headers,
             policy_ids: verify.policy_ids.clone(),
@@ -185,7 +188,17 @@ impl AsVerifier {
     }
 }
 
-fn client(https: bool) -> Result<Client<HttpsConnector<HttpConnector>, Full<Bytes>>, String> {
+fn dialer(mark: Mark, timeout: Duration) -> Result<Dialer, String> {
+    let mark = match probe_mark(mark) {
+        Ok(()) => MarkPolicy::Required(mark),
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => MarkPolicy::Unmarked,
+        Err(e) => return Err(format!("cannot mark a socket: {e}")),
+    };
+    // A dead address leaves time for the next one.
+    Ok(Dialer { mark, connect_timeout: timeout / 3 })
+}
+
+fn client(https: bool, dialer: Dialer) -> Result<Client<HttpsConnector<Connector>, Full<Bytes>>, String> {
     let mut roots = rustls::RootCertStore::empty();
     // Loading the system's roots costs 35 ms; a plain-http service needs none.
     if https {
@@ -199,20 +212,35 @@ fn client(https: bool) -> Result<Client<HttpsConnector<HttpConnector>, Full<Byte
         .map_err(|e| e.to_string())?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(Connector(dialer));
     Ok(Client::builder(TokioExecutor::new()).pool_max_idle_per_host(4).build(connector))
 }
 
 fn failure(e: &hyper_util::client::legacy::Error) -> VerifyError {
     let mut text = e.to_string();
-    let mut garbage = false;
+    let (mut garbage, mut tls) = (false, false);
     let mut source = std::error::Error::source(e);
     while let Some(inner) = source {
+        tls |= is_tls(inner);
         garbage |= inner.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse);
         text = format!("{text}: {inner}");
         source = inner.source();
     }
-    if garbage { VerifyError::AsGarbage("not HTTP".into()) } else { VerifyError::AsUnreachable(shorten(&text)) }
+    match (garbage, tls) {
+        (true, _) => VerifyError::AsGarbage("not HTTP".into()),
+        (_, true) => VerifyError::AsTls(shorten(&text)),
+        _ => VerifyError::AsUnreachable(shorten(&text)),
+    }
+}
+
+/// An [`std::io::Error`] hides what it wraps from `source`.
+fn is_tls(e: &(dyn std::error::Error + 'static)) -> bool {
+    let wrapped = e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    e.is::<rustls::Error>() || wrapped.is_some_and(|inner| is_tls(inner))
 }
 
 fn read_token(answer: Answer) -> Result<String, VerifyError> {

@@ -66,6 +66,23 @@ impl VerdictCache {
         self.hits.load(Ordering::Relaxed)
     }
 
+    /// Keeps a verdict that was made without the cache, unless an appraisal is under way.
+    pub fn put(&self, key: CacheKey, verdict: Arc<Verdict>) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let under_way = matches!(slots.get(&key), Some(Slot::Flight(_)));
+        if !under_way && (slots.contains_key(&key) || make_room(&mut slots, self.capacity, self.clock.now()).is_ok()) {
+            slots.insert(key, Slot::Ready(verdict));
+        }
+    }
+
+    /// Forgets the verdict for `key`: the peer was refused since.
+    pub fn forget(&self, key: &CacheKey) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(slots.get(key), Some(Slot::Ready(_))) {
+            slots.remove(key);
+        }
+    }
+
     /// The verdict for `key`: from the cache, from an appraisal already under way, or from `appraise`, which
     /// runs in a task of its own so that one caller's end does not end it for the others.
     pub async fn get<F>(&self, key: CacheKey, appraise: impl FnOnce() -> F) -> Outcome
@@ -186,6 +203,19 @@ mod tests {
         let boom = || async { if true { panic!("appraisal") } else { Ok(verdict(1)) } };
         assert_eq!(cache.get(key(1), boom).await, Err(VerifyError::Internal));
         assert!(cache.get(key(1), || async { Ok(verdict(60)) }).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_renewed_verdict_is_reused_and_a_forgotten_one_is_not() {
+        let cache = VerdictCache::new(2, Arc::new(SystemClock));
+        cache.put(key(1), Arc::new(verdict(60)));
+        assert!(cache.get(key(1), || async { Err(VerifyError::AsTimeout) }).await.is_ok());
+        cache.forget(&key(1));
+        assert_eq!(cache.get(key(1), || async { Err(VerifyError::AsTimeout) }).await, Err(VerifyError::AsTimeout));
+        for n in 0..9 {
+            cache.put(key(n), Arc::new(verdict(60)));
+        }
+        assert_eq!(cache.slots.lock().unwrap().len(), 2);
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ pub enum AttestError {
         message: String,
     },
     /// The agent is too old to tell its TEE.
-    #[error("attestation agent does not implement GetTeeType")]
+    #[error("attestation agent does not implement GetTeeType: it is too old, update it")]
     AaNoTeeType,
     /// The agent's answer is not what the protocol allows.
     #[error("attestation agent sent garbage: {0}")]
@@ -64,6 +64,9 @@ pub enum VerifyError {
     /// The attestation service could not be reached.
     #[error("attestation service unreachable: {0}")]
     AsUnreachable(String),
+    /// The attestation service is not who its address says, or speaks no TLS.
+    #[error("attestation service: TLS failed: {0}")]
+    AsTls(String),
     /// The attestation service did not answer within the deadline.
     #[error("attestation service did not answer within the deadline")]
     AsTimeout,
@@ -128,6 +131,22 @@ pub enum VerifyError {
 }
 
 impl VerifyError {
+    /// Whether it is a finding about the peer; all else may be different when asked again.
+    pub fn is_about_peer(&self) -> bool {
+        matches!(
+            self,
+            Self::SampleTeeRefused(_)
+                | Self::TeeUnsupported(_)
+                | Self::ReportData
+                | Self::Malformed(_)
+                | Self::AsRejected(_)
+                | Self::TokenRuntimeData
+                | Self::TokenStatusNone(_)
+                | Self::TokenStatusWarning(_)
+                | Self::TokenStatusContraindicated(_)
+        )
+    }
+
     /// Stable slug.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -136,6 +155,7 @@ impl VerifyError {
             Self::ReportData => "evidence-report-data",
             Self::Malformed(_) => "evidence-malformed",
             Self::AsUnreachable(_) => "as-unreachable",
+            Self::AsTls(_) => "as-tls",
             Self::AsTimeout => "as-timeout",
             Self::AsRejected(_) => "as-rejected",
             Self::AsError { .. } => "as-error",

@@ -6,6 +6,7 @@ mod as_rest;
 mod binding;
 mod cache;
 mod clock;
+mod connector;
 mod error;
 mod evidence;
 mod sample;

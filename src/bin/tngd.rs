@@ -99,7 +99,10 @@ macro_rules! failure_from {
     ($($error:ty),* $(,)?) => { $(
         impl From<$error> for Failure {
             fn from(e: $error) -> Self {
-                Self { status: e.exit_status(), message: e.to_string() }
+                let (status, text) = (e.exit_status(), e.to_string());
+                // Findings of a configuration come with a line and a hint each.
+                let message = if status == 78 { text } else { format!("{text} [{}]", e.reason()) };
+                Self { status, message }
             }
         }
     )* };
@@ -193,7 +196,7 @@ fn owner_uid(owner: Option<&str>) -> Result<u32, Failure> {
     match owner {
         Some(name) => daemon::find_user(name)
             .map(|(uid, _)| uid.as_raw())
-            .map_err(|e| Failure { status: 67, message: e.to_string() }),
+            .map_err(|e| Failure { status: 67, message: format!("{e} [{}]", e.reason()) }),
         None => Ok(daemon::find_user("tng").map_or(0, |(uid, _)| uid.as_raw())),
     }
 }

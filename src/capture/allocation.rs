@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::marks::EndpointId;
 use super::plan::{CapturePlan, RulesPlan, listener_addrs};
-use crate::config::{Config, Endpoint, InstanceName, Mode, Netfilter, Side};
+use crate::config::{Config, Endpoint, InstanceName, Mode, Netfilter, PortRange, Side};
 use crate::daemon::Paths;
 
 /// First port that is tried for a listener without `listen_port`.
@@ -124,8 +124,15 @@ impl Locked {
     /// Records, all or nothing.
     pub fn store(&self, allocations: &Allocations) -> Result<(), AllocationError> {
         let path = self.paths.allocations();
-        write_atomically(&path, &serde_json::to_vec_pretty(allocations).expect("plain maps serialise"))
-            .map_err(|source| AllocationError::State { path: path.display().to_string(), source })
+        let stored = if allocations.instances.is_empty() {
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+                _ => Ok(()), // no file and an empty one mean the same
+            }
+        } else {
+            write_atomically(&path, &serde_json::to_vec_pretty(allocations).expect("plain maps serialise"))
+        };
+        stored.map_err(|source| AllocationError::State { path: path.display().to_string(), source })
     }
 }
 
@@ -171,8 +178,8 @@ impl Allocations {
         self.instances.remove(instance.as_str());
     }
 
-    /// Gives every captured endpoint of `config` its slot. Slots that exist stay; `free` says whether nobody
-    /// listens on a port.
+    /// Gives every captured endpoint of `config` its slot. Slots that exist stay, unless the same configuration now
+    /// names their port for a listener of its own; `free` says whether nobody listens on a port.
     pub fn assign(
         &mut self,
         config: &Config,
@@ -183,6 +190,8 @@ impl Allocations {
         slots.owner_uid = owner_uid;
         slots.source = config.source.clone();
         let captured: Vec<(&Endpoint, &Netfilter)> = captured(config).collect();
+        let reserved = own_listeners(config);
+        let is_reserved = |port: u16| reserved.iter().any(|r| r.contains(port));
         let names: BTreeSet<&str> = captured.iter().map(|(e, _)| e.name.as_str()).collect();
         let gone: Vec<String> = slots.endpoints.keys().filter(|n| !names.contains(n.as_str())).cloned().collect();
         for name in gone {
@@ -199,9 +208,9 @@ impl Allocations {
                     }
                     None => port,
                 },
-                (None, Some(slot)) => slot.port,
-                (None, None) => (FIRST_PORT..=u16::MAX)
-                    .find(|p| taken(*p).is_none() && free(*p))
+                (None, Some(slot)) if !is_reserved(slot.port) => slot.port,
+                (None, _) => (FIRST_PORT..=u16::MAX)
+                    .find(|p| !is_reserved(*p) && taken(*p).is_none() && free(*p))
                     .ok_or_else(|| AllocationError::NoPort(name.to_owned()))?,
             };
             let id = match kept {
@@ -210,7 +219,12 @@ impl Allocations {
             };
             slots.endpoints.insert(name.to_owned(), Slot { id, port });
         }
-        self.instances.insert(config.instance.as_str().to_owned(), slots.clone());
+        if slots.endpoints.is_empty() && slots.retired.is_empty() {
+            // Without captures there are no rules, and no `net down` that would take the record away.
+            self.release(&config.instance);
+        } else {
+            self.instances.insert(config.instance.as_str().to_owned(), slots.clone());
+        }
         Ok(slots)
     }
 
@@ -234,6 +248,15 @@ impl Allocations {
         let taken: BTreeSet<EndpointId> = self.all(config, slots).map(|(_, s)| s.id).collect();
         (1..=u8::MAX).map(EndpointId).find(|id| !taken.contains(id)).ok_or(AllocationError::NoId)
     }
+}
+
+/// Ports that `config` itself names for listeners: nobody listens there yet, and still they are not free.
+fn own_listeners(config: &Config) -> Vec<PortRange> {
+    let named = config.endpoints.iter().filter_map(|e| match &e.mode {
+        Mode::Mapping(m) => Some(m.listen_ports),
+        Mode::Netfilter(n) => n.listen_port.map(PortRange::single),
+    });
+    named.chain(config.control_listen.map(|addr| PortRange::single(addr.port()))).collect()
 }
 
 /// Whether a transparent listener could be bound to `port` now.
@@ -324,6 +347,15 @@ mod tests {
         }
     }
 
+    fn mapping(name: &str, first: u16, last: u16) -> Endpoint {
+        let text = format!(
+            "[[ingress]]\nname = \"{name}\"\n[ingress.mapping]\nlisten = \"127.0.0.1:{first}-{last}\"\n\
+             target = \"192.0.2.1:{first}-{last}\"\n[ingress.verify]\nprovider = \"sample\"\nallow_sample = true\n"
+        );
+        let loaded = parse(InstanceName::new("a").unwrap(), std::path::Path::new("/x.toml"), &text).unwrap();
+        loaded.config.endpoints.into_iter().next().unwrap()
+    }
+
     #[test]
     fn endpoints_of_all_instances_get_different_ids_and_ports() {
         let mut all = Allocations::default();
@@ -342,6 +374,26 @@ mod tests {
         assert_eq!(after.endpoints["y"], before.endpoints["y"]);
         assert_eq!(after.retired, vec![before.endpoints["x"]]);
         assert_eq!(after.endpoints["z"].id, EndpointId(3), "a retired id is not given out again");
+    }
+
+    #[test]
+    fn a_port_that_the_configuration_names_for_a_listener_is_not_handed_out() {
+        let mut config = config("a", &[("x", None)]);
+        config.control_listen = Some("127.0.0.1:40000".parse().unwrap());
+        config.endpoints.push(mapping("m", 40001, 40003));
+        let mut all = Allocations::default();
+        assert_eq!(all.assign(&config, 0, |_| true).unwrap().endpoints["x"].port, 40004);
+        // Nor kept, when a reload names it.
+        config.endpoints.push(mapping("n", 40004, 40004));
+        let again = all.assign(&config, 0, |_| true).unwrap().endpoints["x"];
+        assert_eq!(again, Slot { id: EndpointId(1), port: 40005 });
+    }
+
+    #[test]
+    fn an_instance_without_captures_has_no_record() {
+        let mut all = Allocations::default();
+        all.assign(&config("a", &[]), 0, |_| true).unwrap();
+        assert_eq!(all, Allocations::default());
     }
 
     #[test]

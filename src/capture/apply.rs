@@ -93,6 +93,8 @@ pub(crate) fn check_beside(allocations: &Allocations, config: &Config) -> Result
 
 /// Records ids and ports of `config`, for a guard that comes before the rules.
 pub fn allocate(paths: &Paths, config: &Config, owner_uid: u32) -> Result<InstanceSlots, ApplyError> {
+    // Before anything is recorded: without nft, what is recorded could not be taken back by what nft says.
+    nft::inet_tables()?;
     let lock = Locked::acquire(paths)?;
     let mut allocations = lock.load()?;
     check_beside(&allocations, config)?;
@@ -132,12 +134,12 @@ pub(crate) fn up_locked(
     let mut after = before.clone();
     let slots = after.assign(config, owner_uid, port_is_free)?;
     let plan = RulesPlan::new(config, &slots);
+    let was_up = observe::table_exists(&plan.capture_table())?;
     // Recorded first: if this command is killed half way, the next one finds the same ids.
     lock.store(&after)?;
     paths
         .make_instance_dir(&config.instance, owner_uid)
         .map_err(|source| ApplyError::File { path: paths.root().display().to_string(), source })?;
-    let was_up = observe::table_exists(&plan.capture_table())?;
     match apply_plan(paths, &plan) {
         Ok(()) => Ok(slots),
         Err(e) => {
@@ -159,8 +161,7 @@ pub(crate) fn up_locked(
 pub(crate) fn apply_plan(paths: &Paths, plan: &RulesPlan) -> Result<(), ApplyError> {
     let table = plan.capture_table();
     if plan.is_empty() {
-        nft::apply(&render::removal(&table))?;
-        return Ok(());
+        return remove_rules(paths, &plan.instance);
     }
     check_cgroups(plan)?;
     point("net-up.rule")?;
@@ -173,6 +174,14 @@ pub(crate) fn apply_plan(paths: &Paths, plan: &RulesPlan) -> Result<(), ApplyErr
     point("net-up.record")?;
     record(paths, plan)?;
     point("net-up.done")
+}
+
+/// Table, routes and their records go: what [`apply_plan`] brought in. Ids and listeners stay.
+pub(crate) fn remove_rules(paths: &Paths, instance: &InstanceName) -> Result<(), ApplyError> {
+    // The record first, or the guard would take the removal for a stranger's.
+    paths.forget_rules(instance);
+    nft::apply(&render::removal(&capture_table_name(instance)))?;
+    remove_routes_if_last()
 }
 
 /// What nft lists right after is what drift is measured against, and the plan is what a repair applies again.
@@ -230,7 +239,7 @@ fn remove_routes_if_last() -> Result<(), ApplyError> {
 }
 
 /// nft names a missing cgroup badly ("cgroupv2 path fails"), so it is looked for here.
-fn check_cgroups(plan: &RulesPlan) -> Result<(), ApplyError> {
+pub(crate) fn check_cgroups(plan: &RulesPlan) -> Result<(), ApplyError> {
     let entries = plan.captures.iter().flat_map(|c| c.netfilter.capture.iter().chain(&c.netfilter.exclude));
     let paths: BTreeSet<&str> = entries.filter_map(|e| e.cgroup.as_ref()).map(|c| c.0.as_str()).collect();
     match paths.into_iter().find(|p| !std::path::Path::new("/sys/fs/cgroup").join(p).join("cgroup.procs").exists()) {

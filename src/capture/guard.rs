@@ -76,7 +76,13 @@ impl Guard {
         let socket = paths.guard_socket(&plan.instance);
         let _ = std::fs::remove_file(&socket);
         let requests = UnixListener::bind(&socket)?;
-        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
+        Self::start_on(requests, paths, plan).inspect_err(|_| {
+            let _ = std::fs::remove_file(&socket);
+        })
+    }
+
+    fn start_on(requests: UnixListener, paths: &Paths, plan: RulesPlan) -> Result<Self, GuardError> {
+        std::fs::set_permissions(paths.guard_socket(&plan.instance), std::fs::Permissions::from_mode(0o600))?;
         requests.set_nonblocking(true)?;
         let owner = owner_with(paths, &plan, &Present::default())?;
         apply::point("guard.loaded")?;
@@ -138,6 +144,7 @@ impl Guard {
     fn load(&mut self, plan: RulesPlan) -> Result<(), GuardError> {
         let present = observe::present(&plan.guard_table())?;
         if self.owner.is_alive() {
+            apply::check_cgroups(&plan)?;
             self.owner.load(&render::transaction(&compile::guard_table(&plan), &present))?;
         } else {
             // The copy of the dead nft's socket still owns the old table, and nobody else could write the new one.
@@ -201,6 +208,7 @@ impl Drop for Guard {
 }
 
 fn owner_with(paths: &Paths, plan: &RulesPlan, present: &Present) -> Result<TableOwner, GuardError> {
+    apply::check_cgroups(plan)?;
     let mut owner = TableOwner::start(&plan.guard_table(), &paths.guard_rules(&plan.instance))?;
     owner.load(&render::transaction(&compile::guard_table(plan), present))?;
     Ok(owner)

@@ -48,18 +48,22 @@ struct Tcp {
 /// Resets every socket whose connection the plan captures. Returns how many.
 ///
 /// # Errors
+/// The first failure; the other sockets are ended all the same.
 /// When the kernel has no SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY; Debian has it) or the caller no CAP_NET_ADMIN.
 pub fn end_captured(plan: &RulesPlan) -> io::Result<usize> {
     let mut ended = 0;
+    let mut failure = None;
     for family in [libc::AF_INET, libc::AF_INET6] {
         for tcp in list(family as u8)? {
             if plan.captures.iter().any(|c| is_captured(plan, c, &tcp)) {
-                destroy(&tcp)?;
-                ended += 1;
+                match destroy(&tcp) {
+                    Ok(()) => ended += 1,
+                    Err(e) => failure = failure.or(Some(e)),
+                }
             }
         }
     }
-    Ok(ended)
+    failure.map_or(Ok(ended), Err)
 }
 
 fn is_captured(plan: &RulesPlan, c: &CapturePlan, tcp: &Tcp) -> bool {

@@ -135,6 +135,9 @@ fn ask(scope: &Scope) -> Found {
             None => "no instance is running".to_owned(),
         });
     }
+    if let (true, Some(name)) = (found.reports.is_empty(), &scope.name) {
+        found.errors.extend(super::kernel::left_behind(name));
+    }
     found
 }
 

@@ -1,14 +1,30 @@
 //! `tngctl connections` for people.
 
-use crate::daemon::ConnectionsReport;
+use std::time::SystemTime;
+
+use crate::daemon::{ConnectionsReport, unix_seconds};
 
 use super::style::{human_age, human_bytes, printable, table};
 
 /// The live connections of one instance as a table.
 pub(super) fn render(instance: &str, report: &ConnectionsReport) -> String {
-    let header =
-        ["INSTANCE", "ID", "ENDPOINT", "SIDE", "SOURCE", "DESTINATION", "PEER", "TEE", "STATE", "AGE", "UP", "DOWN"];
+    let header = [
+        "INSTANCE",
+        "ID",
+        "ENDPOINT",
+        "SIDE",
+        "SOURCE",
+        "DESTINATION",
+        "PEER",
+        "TEE",
+        "VERDICT",
+        "STATE",
+        "AGE",
+        "UP",
+        "DOWN",
+    ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
+    let now = unix_seconds(SystemTime::now());
     let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { printable(text) };
     for c in &report.connections {
         rows.push(vec![
@@ -20,6 +36,7 @@ pub(super) fn render(instance: &str, report: &ConnectionsReport) -> String {
             or_dash(&c.dst),
             or_dash(&c.peer),
             or_dash(&c.tee),
+            c.verdict_expires.map_or_else(|| "-".to_owned(), |at| human_age(at.saturating_sub(now))),
             printable(&c.state),
             human_age(c.age_ms / 1000),
             human_bytes(c.bytes_up),

@@ -39,6 +39,19 @@ pub fn look(report: &StatusReport) -> Option<KernelView> {
     Some(KernelView { problems, counters })
 }
 
+/// What an instance that does not run has left in the kernel, in words, if the caller may look.
+pub fn left_behind(instance: &str) -> Option<String> {
+    if !may_administer_network() {
+        return None;
+    }
+    let name = InstanceName::new(instance).ok()?;
+    observe::table_exists(&capture_table_name(&name)).ok()?.then(|| {
+        format!(
+            "the rules of {name} are up and refuse captured traffic; start it, or remove them: tngd net down {name}"
+        )
+    })
+}
+
 fn examine(paths: &Paths, name: &InstanceName, problems: &mut Vec<String>) -> Result<(), nft::NftError> {
     let table = capture_table_name(name);
     if !observe::table_exists(&table)? {

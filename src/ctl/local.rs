@@ -66,9 +66,13 @@ pub fn reload(instance: &str) -> LocalAnswer {
     }
     match daemon_reload::reload(&Paths::current(), &path) {
         Ok(done) => {
-            let errors = done.warnings.iter().map(|w| format!("warning: {w}")).collect();
+            // A finding of the file says "warning:" itself, behind its place.
+            let said = |w: &String| if w.contains(": warning: ") { w.clone() } else { format!("warning: {w}") };
+            let errors = done.warnings.iter().map(said).collect();
             LocalAnswer { text: String::new(), errors, status: 0 }
         }
+        // Findings of a configuration come with a line and a hint each.
+        Err(e) if e.exit_status() == EX_CONFIG => failed(EX_CONFIG, e),
         Err(e) => failed(e.exit_status(), format!("{e} [{}]", e.reason())),
     }
 }

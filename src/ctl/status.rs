@@ -58,12 +58,15 @@ fn endpoint_text(report: &StatusReport, endpoint: &EndpointView, style: Style, n
             None => "ended".to_owned(),
         };
         let age = human_age(now.saturating_sub(v.appraised_at));
+        let policy = match v.policy_ids.join(",") {
+            none if none.is_empty() => none,
+            ids => format!(" under policy {}", printable(&ids)),
+        };
         let line = format!(
-            "{} is {} by {}, policy {}, made {age} ago, {left}",
+            "{} is {} by {}{policy}, made {age} ago, {left}",
             printable(&v.peer),
             printable(&v.tee),
             printable(&v.verifier),
-            printable(&v.policy_ids.join(",")),
         );
         rows.push(vec!["verdict".into(), line]);
     }

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use crate::attest::Verdict;
 use crate::config::{EndpointName, Side};
 use crate::relay::{ClientAddr, PeerAddr};
+use crate::tls::Standing;
 
-use super::status::ConnectionView;
+use super::status::{ConnectionView, unix_seconds};
 
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +38,8 @@ pub struct Connection {
     pub dst: OnceLock<String>,
     /// The tunnel's other end.
     pub peer: OnceLock<PeerAddr>,
-    /// What the appraisal of the peer said.
-    pub verdict: OnceLock<Arc<Verdict>>,
+    /// What the appraisal of the peer said, now.
+    pub standing: OnceLock<Arc<Standing>>,
     /// Bytes from the plain side into the tunnel.
     pub into_tunnel: AtomicU64,
     /// Bytes out of the tunnel to the plain side.
@@ -70,6 +70,7 @@ impl Connection {
             s if s == ConnState::Relay as u8 => "relay",
             _ => "handshake",
         };
+        let verdict = self.standing.get().map(|s| s.verdict());
         ConnectionView {
             id: self.id,
             endpoint: self.endpoint.to_string(),
@@ -77,7 +78,8 @@ impl Connection {
             src: self.client.to_string(),
             dst: self.dst.get().cloned().unwrap_or_default(),
             peer: self.peer.get().map(ToString::to_string).unwrap_or_default(),
-            tee: self.verdict.get().map(|v| v.tee.clone()).unwrap_or_default(),
+            tee: verdict.as_ref().map(|v| v.tee.clone()).unwrap_or_default(),
+            verdict_expires: verdict.map(|v| unix_seconds(v.expires_at)),
             age_ms: self.started.elapsed().as_millis() as u64,
             bytes_up,
             bytes_down,
@@ -104,7 +106,7 @@ impl Connections {
             started: Instant::now(),
             dst: OnceLock::new(),
             peer: OnceLock::new(),
-            verdict: OnceLock::new(),
+            standing: OnceLock::new(),
             into_tunnel: AtomicU64::new(0),
             out_of_tunnel: AtomicU64::new(0),
             state: AtomicU8::new(ConnState::Handshake as u8),

@@ -137,7 +137,8 @@ impl ControlState {
     /// Whether new connections are served.
     fn is_ready(&self) -> bool {
         matches!(self.state(), State::Ready | State::Reloading | State::Degraded)
-            && self.plane().is_some_and(|p| !p.is_draining())
+            // Without endpoints (a configuration with errors) every connection is refused.
+            && self.plane().is_some_and(|p| !p.is_draining() && !p.config().0.endpoints.is_empty())
     }
 
     /// The whole status.

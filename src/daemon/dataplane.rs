@@ -314,7 +314,9 @@ impl DataPlane {
             .filter_map(|worker| {
                 let status = worker.runtime().tunnel.status();
                 let attest = status.get("attest")?;
-                (attest.get("usable")? == false).then(|| {
+                // Without a reason nothing has failed: the first evidence is being made, and handshakes wait for it.
+                let failing = attest.get("usable")? == false && attest.get("reason").is_some_and(|r| r.is_string());
+                failing.then(|| {
                     let text = |field| attest.get(field).and_then(serde_json::Value::as_str).unwrap_or("unknown");
                     format!("endpoint {} has no evidence to show: {}: {}", worker.name, text("reason"), text("error"))
                 })

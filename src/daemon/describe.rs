@@ -24,7 +24,7 @@ impl EndpointView {
             }),
             verify: verify.as_ref().map(|v| match &v.provider {
                 VerifyProvider::As(rest) => format!("as {} ({})", rest.addr, v.policy_ids.join(", ")),
-                VerifyProvider::Sample => format!("sample ({})", v.policy_ids.join(", ")),
+                VerifyProvider::Sample => "sample".to_owned(),
             }),
             no_ra: attest.is_none() && verify.is_none(),
             sample: attest.as_ref().is_some_and(|a| a.provider == AttestProvider::Sample)

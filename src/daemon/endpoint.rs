@@ -2,14 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::attest::Verdict;
 use crate::config::{Endpoint, Side};
 use crate::relay::{
     ClientAddr, Dialer, End, Flow, Leg, LivePort, LivePorts, Meter, Record, RelayOptions, TunnelSide, relay,
@@ -75,10 +72,8 @@ impl EndpointRuntime {
         record.relaying();
         let idle = self.endpoint.limits.idle_timeout;
         let connection = record.connection();
-        let options = RelayOptions {
-            idle: (!idle.is_zero()).then_some(idle),
-            verdict_ends: connection.verdict.get().map(|v| verdict_ends(v)),
-        };
+        let options =
+            RelayOptions { idle: (!idle.is_zero()).then_some(idle), standing: connection.standing.get().map(|s| &**s) };
         let metrics = &self.stats.metrics;
         let meter = Meter {
             into_tunnel: Flow { connection: &connection.into_tunnel, endpoint: metrics.into_tunnel() },
@@ -87,11 +82,4 @@ impl EndpointRuntime {
         // A token of its own: the shared one's lock would be taken for every poll of every connection.
         relay(plain, tunnel, options, meter, &self.abort.child_token()).await
     }
-}
-
-/// When `verdict` ends, on the clock of timers.
-pub(crate) fn verdict_ends(verdict: &Verdict) -> Instant {
-    // A wall clock that is set back or far ahead must not overflow the timer's.
-    let left = verdict.expires_at.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
-    Instant::now() + left.min(Duration::from_secs(30 * 86_400))
 }

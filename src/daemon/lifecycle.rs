@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -194,6 +194,36 @@ struct Life {
     plane: Arc<DataPlane>,
     instance: InstanceName,
     path: PathBuf,
+    refusing: Mutex<Refusing>,
+}
+
+/// Inherited sockets on which everything is refused, until a good configuration takes them over.
+struct Refusing {
+    sockets: Vec<(SocketAddr, TcpListener)>,
+    over: CancellationToken,
+}
+
+impl Refusing {
+    fn start(sockets: Vec<(SocketAddr, TcpListener)>) -> Self {
+        let over = CancellationToken::new();
+        for (addr, socket) in &sockets {
+            match socket.try_clone().and_then(tokio::net::TcpListener::from_std) {
+                Ok(listener) => drop(tokio::spawn(refuse(listener, over.clone()))),
+                Err(error) => tracing::error!(reason = "refuse-failed", %addr, %error, "clients will hang"),
+            }
+        }
+        Self { sockets, over }
+    }
+
+    fn duplicates(&self) -> io::Result<Vec<(SocketAddr, TcpListener)>> {
+        self.sockets.iter().map(|(addr, socket)| Ok((*addr, socket.try_clone()?))).collect()
+    }
+
+    /// The sockets are served, or asked for by nobody and closed.
+    fn end(&mut self) {
+        self.over.cancel();
+        self.sockets.clear();
+    }
 }
 
 async fn live(
@@ -214,10 +244,8 @@ async fn live(
     let stop = CancellationToken::new();
     tokio::spawn(serve_control(control.clone(), sockets.control, sockets.control_tcp, stop.clone()));
     let handoff = tokio::net::UnixListener::from_std(sockets.handoff).map_err(io_error("handoff socket"))?;
-    for (_, listener) in refusing {
-        tokio::spawn(refuse(listener));
-    }
-    let life = Life { control, plane, instance: config.instance.clone(), path };
+    let refusing = Mutex::new(Refusing::start(refusing));
+    let life = Life { control, plane, instance: config.instance.clone(), path, refusing };
     stall_point("serve.ready").await;
     life.enter(State::Ready);
     let watchdog = sd_notify::watchdog_enabled();
@@ -251,10 +279,14 @@ async fn stall_point(name: &str) {
 }
 
 /// Accepts and resets: without a valid configuration nothing may pass, and a queue that nobody empties explains nothing.
-async fn refuse(listener: TcpListener) {
-    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
+async fn refuse(listener: tokio::net::TcpListener, over: CancellationToken) {
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            () = over.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
             Ok((stream, peer)) => {
                 tracing::warn!(target: "tng::access", reason = "config-invalid", src = %peer, "refused");
                 let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
@@ -287,12 +319,10 @@ impl Life {
         let config = self.plane.config();
         let names: Vec<String> = config.0.endpoints.iter().map(|e| format!("{} {}", e.side, e.name)).collect();
         let report = self.control.report();
-        let mut line = format!("{}: {}", self.control.state().word(), names.join(", "));
-        if let Some(problem) = report.problems.first() {
-            line.push_str("; ");
-            line.push_str(problem.lines().next().unwrap_or_default());
-        }
-        line
+        let problem = report.problems.first().and_then(|p| p.lines().next()).map(str::to_owned);
+        // An instance that refuses everything has no endpoint to name.
+        let parts: Vec<String> = Some(names.join(", ")).filter(|n| !n.is_empty()).into_iter().chain(problem).collect();
+        format!("{}: {}", self.control.state().word(), parts.join("; "))
     }
 
     /// A round trip through every worker; the watchdog is fed only when all of them answered.
@@ -314,6 +344,7 @@ impl Life {
 
     /// SIGHUP to a bare `serve`: it may not change rules or open privileged ports, so it takes only what needs neither.
     fn reload_by_signal(&self) {
+        self.enter(State::Reloading);
         let result = config::load(&self.path).map_err(|report| report.to_string()).and_then(|loaded| {
             let old = self.plane.config();
             if let Some(change) = needs_root(&old.0, &loaded.config) {
@@ -361,9 +392,17 @@ impl Life {
 
     /// Listeners that a configuration needs and nobody here has.
     fn missing(&self, config: &Config, slots: Option<&InstanceSlots>) -> Result<Vec<SocketAddr>, String> {
-        let have = self.plane.listeners().map_err(|e| e.to_string())?;
+        self.keeps_control(config)?;
+        let have = self.listeners()?;
         let specs = listeners::specs(config, slots).map_err(|e| e.to_string())?;
-        Ok(specs.into_iter().map(|s| s.addr).filter(|a| !have.iter().any(|l| l.local == *a)).collect())
+        Ok(specs.into_iter().map(|s| s.addr).filter(|a| !have.iter().any(|(local, _)| local == a)).collect())
+    }
+
+    /// Duplicates of all listeners that are here: served ones, and those on which everything is refused.
+    fn listeners(&self) -> Result<Vec<(SocketAddr, TcpListener)>, String> {
+        let served = self.plane.listeners().map_err(|e| e.to_string())?.into_iter().map(|l| (l.local, l.listener));
+        let refusing = self.refusing.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(served.chain(refusing.duplicates().map_err(|e| e.to_string())?).collect())
     }
 
     fn apply(
@@ -374,15 +413,26 @@ impl Life {
     ) -> Result<(), String> {
         let own = Allocations::load(&Paths::current()).ok().and_then(|a| a.get(&config.instance).cloned());
         let specs = listeners::specs(config, slots.or(own.as_ref())).map_err(|e| e.to_string())?;
-        let mut have: Vec<(SocketAddr, TcpListener)> =
-            self.plane.listeners().map_err(|e| e.to_string())?.into_iter().map(|l| (l.local, l.listener)).collect();
+        self.keeps_control(config)?;
+        let mut have = self.listeners()?;
         have.retain(|(addr, _)| specs.iter().any(|s| s.addr == *addr));
         have.extend(passed);
         if matches!(failpoint::at("reload.daemon"), Some(failpoint::Action::Error)) {
             return Err("failpoint reload.daemon".to_owned());
         }
         let bound = listeners::assemble(&specs, have).map_err(|e| e.to_string())?;
-        self.plane.reload(config, bound).map_err(|e| e.to_string())
+        self.plane.reload(config, bound).map_err(|e| e.to_string())?;
+        self.refusing.lock().unwrap_or_else(PoisonError::into_inner).end();
+        Ok(())
+    }
+
+    /// The control API's TCP socket is bound once. An instance that refuses everything never had one to lose.
+    fn keeps_control(&self, config: &Config) -> Result<(), String> {
+        let refusing = !self.refusing.lock().unwrap_or_else(PoisonError::into_inner).sockets.is_empty();
+        if refusing || config.control_listen == self.plane.config().0.control_listen {
+            return Ok(());
+        }
+        Err("control.listen changed, which only a restart takes over".to_owned())
     }
 
     fn finish_reload(&self, result: Result<(), String>) {

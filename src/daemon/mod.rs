@@ -25,7 +25,6 @@ pub use connections::{ConnState, Connection, Connections};
 pub use control::{ControlError, ControlState, serve as serve_control};
 pub use dataplane::{DataPlane, DrainOutcome, TunnelFactory};
 pub use dataplane_error::DataPlaneError;
-pub(crate) use endpoint::verdict_ends;
 pub use endpoint::{Accepted, EndpointRuntime};
 pub use gate::{Gate, Permit};
 pub use listeners::BoundListener;

@@ -85,8 +85,11 @@ impl Paths {
 
     /// Makes root's directory: readable by all (the data plane reads its ports), written by root alone.
     pub fn make_private_dir(&self) -> io::Result<()> {
-        make_dir(&self.root, 0o755)?;
-        make_dir(&self.private_dir(), 0o755)
+        for dir in [self.root.clone(), self.private_dir()] {
+            make_dir(&dir, 0o755)?;
+            belongs_to_us(&dir)?;
+        }
+        Ok(())
     }
 
     /// Makes an instance's directory and gives it to `uid`.
@@ -100,12 +103,17 @@ impl Paths {
         Ok(())
     }
 
-    /// Removes root's files of an instance, and directories that are empty then.
-    pub fn remove_instance(&self, name: &InstanceName) {
-        // Neither the guard's files, which are the guard's to remove, nor the lock of `tngd run`, which may be held.
+    /// Removes the record of the rules that were applied: they are not to be put back.
+    pub fn forget_rules(&self, name: &InstanceName) {
         for file in [self.applied(name), self.plan(name)] {
             let _ = std::fs::remove_file(file);
         }
+    }
+
+    /// Removes root's files of an instance, and directories that are empty then.
+    pub fn remove_instance(&self, name: &InstanceName) {
+        // Neither the guard's files, which are the guard's to remove, nor the lock of `tngd run`, which may be held.
+        self.forget_rules(name);
         for socket in [self.control_socket(name), self.handoff_socket(name)] {
             let _ = std::fs::remove_file(socket);
         }
@@ -118,6 +126,44 @@ pub fn netns_inode(pid: &str) -> io::Result<u64> {
     std::fs::metadata(format!("/proc/{pid}/ns/net")).map(|m| m.ino())
 }
 
+/// Whoever owns a directory, or may write in it, can put a link where root is about to write.
+fn belongs_to_us(dir: &Path) -> io::Result<()> {
+    let found = dir.symlink_metadata()?;
+    let owner = found.uid();
+    let ours = owner == 0 || owner == nix::unistd::geteuid().as_raw();
+    if found.is_dir() && ours && found.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    let what = format!("{} must be a directory of root that nobody else may write to; remove it", dir.display());
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
+}
+
 fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    #[test]
+    fn a_private_directory_that_others_could_change_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = |name: &str| Paths { root: dir.path().join(name) };
+        assert!(paths("new").make_private_dir().is_ok());
+        assert!(paths("new").make_private_dir().is_ok(), "a second time as well");
+
+        std::fs::create_dir(dir.path().join("writable")).unwrap();
+        std::fs::set_permissions(dir.path().join("writable"), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(paths("writable").make_private_dir().is_err());
+
+        std::fs::create_dir(dir.path().join("foreign")).unwrap();
+        chown(dir.path().join("foreign"), Some(65534), None).expect("needs root");
+        assert!(paths("foreign").make_private_dir().is_err());
+
+        std::fs::create_dir(dir.path().join("linked")).unwrap();
+        symlink(dir.path().join("new"), dir.path().join("linked/.net")).unwrap();
+        assert!(paths("linked").make_private_dir().is_err());
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::Paths;
@@ -14,7 +15,7 @@ use crate::capture::allocation::{AllocationError, InstanceSlots, Locked, port_is
 use crate::capture::apply::{self, ApplyError};
 use crate::capture::guard::{self, GuardError};
 use crate::capture::plan::RulesPlan;
-use crate::config::{self, Config};
+use crate::config::{self, Config, InstanceName};
 
 /// Why the old configuration goes on.
 #[derive(Debug, thiserror::Error)]
@@ -87,14 +88,20 @@ pub fn reload(paths: &Paths, path: &Path) -> Result<Reloaded, ReloadError> {
     apply::check_beside(&before, &config)?;
     let old = before.get(&config.instance).cloned();
     let mut after = before.clone();
-    let owner_uid = old.as_ref().map_or_else(|| nix::unistd::geteuid().as_raw(), |s| s.owner_uid);
+    // Without slots the instance captured nothing until now; its socket belongs to the data plane's user.
+    let owner_uid = match &old {
+        Some(slots) => slots.owner_uid,
+        None => std::fs::metadata(paths.handoff_socket(&config.instance))
+            .map_err(|_| ReloadError::NotRunning(config.instance.to_string()))?
+            .uid(),
+    };
     let slots = after.assign(&config, owner_uid, port_is_free)?;
     let mut request = Request { apply: false, source: path.to_owned(), text, slots: Some(slots.clone()) };
     let answer = call(paths, &config, &request, &[])?;
     let fresh = bind_missing(&config, &slots, &answer.missing)?;
     let old_plan = apply::recorded_plan(paths, &config.instance);
     let plan = RulesPlan::new(&config, &slots);
-    let undo = Undo { paths, lock: &lock, before: &before, plan: old_plan.as_ref() };
+    let undo = Undo { paths, instance: &config.instance, lock: &lock, before: &before, plan: old_plan.as_ref() };
     lock.store(&after)?;
     undo.on_error(switch(paths, &plan, &mut done))?;
     request.apply = true;
@@ -109,14 +116,21 @@ fn switch(paths: &Paths, plan: &RulesPlan, done: &mut Reloaded) -> Result<(), Re
         done.warnings.push("no guard is running for this instance".to_owned());
     }
     apply::point("reload.rules")?;
-    Ok(apply::apply_plan(paths, plan)?)
+    apply::apply_plan(paths, plan)?;
+    // Nothing is captured any more, so the guard must refuse nothing; last, as it is what still refuses till here.
+    if plan.is_empty() {
+        guard::request_load(paths, plan)?;
+    }
+    Ok(())
 }
 
 /// The state before, to go back to.
 struct Undo<'a> {
     paths: &'a Paths,
+    instance: &'a InstanceName,
     lock: &'a Locked,
     before: &'a crate::capture::allocation::Allocations,
+    /// `None`: no rules were up.
     plan: Option<&'a RulesPlan>,
 }
 
@@ -134,6 +148,8 @@ impl Undo<'_> {
                 if let Err(e) = apply::apply_plan(self.paths, plan) {
                     tracing::error!(reason = e.reason(), error = %e, "going back: rules");
                 }
+            } else if let Err(e) = apply::remove_rules(self.paths, self.instance) {
+                tracing::error!(reason = e.reason(), error = %e, "going back: rules");
             }
         }
         result

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use crate::attest::Verdict;
 use crate::config::{EndpointName, Side};
 use crate::relay::PeerAddr;
+use crate::tls::CurrentVerdict;
 
 use super::metrics::{EndpointMetrics, Metrics};
 use super::status::{Counters, RefusalView, VerdictView, unix_seconds};
@@ -30,7 +30,7 @@ pub struct EndpointStats {
     open: AtomicU64,
     refused: AtomicU64,
     last_refusal: Mutex<Option<RefusalView>>,
-    verdicts: Mutex<HashMap<IpAddr, (SystemTime, Arc<Verdict>)>>,
+    verdicts: Mutex<HashMap<IpAddr, (SystemTime, CurrentVerdict)>>,
 }
 
 impl EndpointStats {
@@ -79,7 +79,7 @@ impl EndpointStats {
     }
 
     /// The peer's appraisal ended well.
-    pub fn note_verdict(&self, peer: PeerAddr, verdict: &Arc<Verdict>) {
+    pub fn note_verdict(&self, peer: PeerAddr, verdict: CurrentVerdict) {
         let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
         if verdicts.len() >= MAX_PEERS
             && !verdicts.contains_key(&peer.0.ip())
@@ -87,7 +87,7 @@ impl EndpointStats {
         {
             verdicts.remove(&oldest);
         }
-        verdicts.insert(peer.0.ip(), (SystemTime::now(), verdict.clone()));
+        verdicts.insert(peer.0.ip(), (SystemTime::now(), verdict));
     }
 
     /// The counters for `status`.
@@ -112,6 +112,6 @@ impl EndpointStats {
         let verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
         let mut seen: Vec<_> = verdicts.iter().collect();
         seen.sort_by_key(|(_, (seen, _))| std::cmp::Reverse(*seen));
-        seen.into_iter().map(|(ip, (seen, verdict))| VerdictView::new(*ip, *seen, verdict)).collect()
+        seen.into_iter().map(|(ip, (seen, verdict))| VerdictView::new(*ip, *seen, &verdict.load())).collect()
     }
 }

@@ -201,6 +201,9 @@ pub struct ConnectionView {
     pub peer: String,
     /// The peer's TEE.
     pub tee: String,
+    /// When the peer's verdict ends unless it is renewed, in seconds since 1970; absent when it is not verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict_expires: Option<u64>,
     /// Milliseconds since it was accepted.
     pub age_ms: u64,
     /// Bytes from client to service.

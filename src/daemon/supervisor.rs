@@ -6,7 +6,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -121,7 +122,7 @@ pub fn run(name_or_path: &str, user: Option<&str>) -> Result<(), RunError> {
     signals.thread_block().map_err(|e| io_error("block signals")(e.into()))?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(|e| io_error("signalfd")(e.into()))?;
     let paths = Paths::current();
-    let _only = only_one(&paths, &config.instance)?;
+    let _only = OnlyOne::new(&paths, &config.instance)?;
     let owner_uid = user_ids.map_or_else(Uid::effective, |(uid, _)| uid).as_raw();
     let net = if captures { Some(Net::up(&paths, &config, owner_uid)?) } else { None };
     let child = match spawn(&path, user) {
@@ -134,25 +135,51 @@ pub fn run(name_or_path: &str, user: Option<&str>) -> Result<(), RunError> {
         }
     };
     let end = supervise(child, &signals, &paths, &path, config.drain_timeout);
-    match (&end, net) {
-        (Err(RunError::ChildKilled { .. }), Some(net)) => net.leave_refusing(),
-        (_, Some(net)) if config.on_stop == OnStop::Closed && end.is_ok() => {
-            tracing::info!("on_stop = \"closed\": captured traffic is refused until the next start or net down");
-            net.leave_refusing();
-        }
-        (_, Some(net)) => net.down(&paths, &config.instance),
-        (_, None) => paths.remove_instance(&config.instance),
+    let closed = config.on_stop == OnStop::Closed && end.is_ok();
+    if closed && captures {
+        tracing::info!("on_stop = \"closed\": captured traffic is refused until the next start or net down");
+    }
+    let stays = closed || matches!(end, Err(RunError::ChildKilled { .. }));
+    match net {
+        Some(net) if stays => net.leave_refusing(),
+        Some(net) => net.down(&paths, &config.instance),
+        // A reload may have brought captures that were not there at the start.
+        None if apply::recorded_plan(&paths, &config.instance).is_none() => paths.remove_instance(&config.instance),
+        None if stays => {}
+        None => remove_rules(&paths, &config.instance),
     }
     end
 }
 
 /// A second `run` of the name would pull the rules away from under the first.
-fn only_one(paths: &Paths, instance: &InstanceName) -> Result<Flock<File>, RunError> {
-    let path = paths.run_lock(instance);
-    let named = || path.display().to_string();
-    paths.make_private_dir().map_err(io_error(named()))?;
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io_error(named()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| RunError::AlreadyRunning(instance.clone()))
+struct OnlyOne {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl OnlyOne {
+    fn new(paths: &Paths, instance: &InstanceName) -> Result<Self, RunError> {
+        let path = paths.run_lock(instance);
+        let named = || path.display().to_string();
+        paths.make_private_dir().map_err(io_error(named()))?;
+        loop {
+            let file =
+                File::options().create(true).truncate(false).write(true).open(&path).map_err(io_error(named()))?;
+            let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+                .map_err(|_| RunError::AlreadyRunning(instance.clone()))?;
+            // One that ended between the two calls took the file along, and a lock on that one keeps nobody out.
+            let ours = lock.metadata().map_err(io_error(named()))?;
+            if std::fs::metadata(&path).is_ok_and(|there| there.ino() == ours.ino()) {
+                return Ok(Self { path, _lock: lock });
+            }
+        }
+    }
+}
+
+impl Drop for OnlyOne {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 /// Rules that are up, and the thread that holds the guard.
@@ -181,9 +208,7 @@ impl Net {
     }
 
     fn down(self, paths: &Paths, instance: &InstanceName) {
-        if let Err(e) = apply::down(paths, instance) {
-            tracing::error!(reason = e.reason(), error = %e, "rules could not be removed: tngd net down {instance}");
-        }
+        remove_rules(paths, instance);
         self.stop_guard();
     }
 
@@ -199,6 +224,12 @@ impl Net {
             Ok(Err(e)) => tracing::error!(reason = e.reason(), error = %e, "guard"),
             Err(_) => tracing::error!(reason = "guard-panicked", "guard"),
         }
+    }
+}
+
+fn remove_rules(paths: &Paths, instance: &InstanceName) {
+    if let Err(e) = apply::down(paths, instance) {
+        tracing::error!(reason = e.reason(), error = %e, "rules could not be removed: tngd net down {instance}");
     }
 }
 

@@ -167,7 +167,7 @@ impl Worker {
             let (bytes, total) = (AtomicU64::new(0), Counter::default());
             let flow = Flow { connection: &bytes, endpoint: &total };
             let meter = Meter { into_tunnel: flow, out_of_tunnel: flow };
-            let options = RelayOptions { idle: Some(Duration::from_secs(5)), verdict_ends: None };
+            let options = RelayOptions { idle: Some(Duration::from_secs(5)), standing: None };
             let echoing = async {
                 let _ = tokio::io::copy(&mut reader, &mut writer).await;
                 let _ = writer.shutdown().await;

@@ -48,13 +48,13 @@ pub async fn serve(endpoint: &std::sync::Arc<EndpointRuntime>, accepted: Accepte
     record.set_target(&route.target);
     let outcome = match Box::pin(accept(endpoint, tcp)).await {
         Err(refusal) => Outcome::Refused(refusal),
-        Ok(Channel { stream, peer, alpn }) => {
-            record.established(&peer);
+        Ok(Channel { stream, alpn, standing, .. }) => {
+            record.established(standing.as_ref());
             match alpn {
                 Alpn::H2 => {
-                    let streams = multiplex::Streams { endpoint, client, peer: &peer, local, listener };
+                    let streams = multiplex::Streams { endpoint, client, standing: standing.as_ref(), local, listener };
                     match Box::pin(streams.serve(stream)).await {
-                        Ok(count) => Outcome::Multiplexed(count),
+                        Ok(outcome) => outcome,
                         Err(refusal) => Outcome::Refused(refusal),
                     }
                 }

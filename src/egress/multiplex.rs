@@ -3,23 +3,24 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use futures_util::future::OptionFuture;
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
 use http::{Method, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsStream;
 
-use crate::daemon::{EndpointRuntime, verdict_ends};
-use crate::relay::{ClientAddr, Leg, Outcome, PeerAddr, Record, Refusal};
-use crate::tls::Peer;
+use crate::daemon::EndpointRuntime;
+use crate::relay::{ClientAddr, End, Leg, Outcome, PeerAddr, Record, Refusal};
+use crate::tls::Standing;
 
 /// Streams of one HTTP/2 connection at once.
 const MAX_STREAMS: u32 = 256;
@@ -38,14 +39,14 @@ const NOT_CONNECT: &str = "Protocol Error: the method should be CONNECT";
 pub(super) struct Streams<'a> {
     pub endpoint: &'a Arc<EndpointRuntime>,
     pub client: ClientAddr,
-    pub peer: &'a Peer,
+    pub standing: Option<&'a Arc<Standing>>,
     pub local: SocketAddr,
     pub listener: SocketAddr,
 }
 
 impl Streams<'_> {
-    /// Serves until the connection ends; tells how many streams there were.
-    pub(super) async fn serve(&self, tunnel: TlsStream<TcpStream>) -> Result<u64, Refusal> {
+    /// Serves until the connection ends; tells how it ended.
+    pub(super) async fn serve(&self, tunnel: TlsStream<TcpStream>) -> Result<Outcome, Refusal> {
         let limits = &self.endpoint.endpoint.limits;
         let handshake = h2::server::Builder::new()
             .max_concurrent_streams(MAX_STREAMS)
@@ -60,50 +61,66 @@ impl Streams<'_> {
         let idle = if limits.idle_timeout.is_zero() { Duration::MAX } else { limits.idle_timeout };
         let mut count = 0;
         let open = Arc::new(());
-        let mut leaving = false;
-        // Streams end with the verdict; the carrier then asks the client to connect anew.
-        let ends = match self.peer {
-            Peer::Verified(verdict) => Some(verdict_ends(verdict)),
-            Peer::Unverified => None,
-        };
+        let mut withdrawn = pin!(self.standing.map(|s| s.ended()));
+        // Until when an emptied connection may stay once it was told to leave: its client need not obey.
+        let mut leave_by: Option<Instant> = None;
         loop {
+            let empty = Arc::strong_count(&open) == 1;
+            if leave_by.is_some_and(|by| empty && by <= Instant::now()) {
+                connection.abrupt_shutdown(Reason::NO_ERROR);
+                let _ = timeout(Duration::from_millis(200), closed(&mut connection)).await;
+                return Ok(Outcome::Multiplexed(count));
+            }
+            let leaving = leave_by.is_some();
+            let patience = if leaving { limits.handshake_timeout } else { idle };
             tokio::select! {
                 biased;
                 _ = self.endpoint.abort.cancelled() => {
                     connection.abrupt_shutdown(Reason::CANCEL);
                     // Lets the GOAWAY out; the sockets are reset anyway when this takes too long.
                     let _ = timeout(Duration::from_millis(200), closed(&mut connection)).await;
-                    return Ok(count);
+                    return Ok(Outcome::Multiplexed(count));
                 }
                 _ = self.endpoint.stopping.cancelled(), if !leaving => {
-                    leaving = true;
+                    leave_by = Some(Instant::now() + limits.handshake_timeout);
                     connection.graceful_shutdown();
                 }
-                _ = sleep_until(ends.unwrap_or_else(Instant::now)), if ends.is_some() && !leaving => {
-                    leaving = true;
-                    connection.graceful_shutdown();
+                // Each stream's relay ends with the same standing.
+                Some(()) = OptionFuture::from(withdrawn.as_mut().as_pin_mut()) => {
+                    connection.abrupt_shutdown(Reason::CANCEL);
+                    let _ = timeout(Duration::from_millis(200), closed(&mut connection)).await;
+                    return Ok(Outcome::Relayed(End::withdrawn(self.standing.map(|s| &**s))));
                 }
-                accepted = timeout(idle, connection.accept()) => match accepted {
-                    Err(_) if Arc::strong_count(&open) > 1 => {}
-                    Err(_) => connection.graceful_shutdown(),
-                    Ok(None) => return Ok(count),
+                accepted = timeout(patience, connection.accept()) => match accepted {
+                    Err(_) if leaving || Arc::strong_count(&open) > 1 => {}
+                    Err(_) => {
+                        leave_by = Some(Instant::now() + limits.handshake_timeout);
+                        connection.graceful_shutdown();
+                    }
+                    Ok(None) => return Ok(Outcome::Multiplexed(count)),
                     // The client just went away, as it may at any time between two streams.
-                    Ok(Some(Err(error))) if count > 0 && error.is_io() => return Ok(count),
+                    Ok(Some(Err(error))) if count > 0 && error.is_io() => return Ok(Outcome::Multiplexed(count)),
                     Ok(Some(Err(error))) => return Err(error.into()),
                     Ok(Some(Ok((request, respond)))) => {
                         count += 1;
-                        self.spawn(request, respond, open.clone());
+                        self.spawn(request, respond, open.clone(), leaving);
                     }
                 },
             }
         }
     }
 
-    fn spawn(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>, open: Arc<()>) {
+    /// `leaving`: the verdict ended or the daemon stops. GOAWAY closes the door only once the client has answered
+    /// it, and one that never does must not open streams for ever.
+    fn spawn(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>, open: Arc<()>, leaving: bool) {
         let endpoint = self.endpoint.clone();
         let record = Record::begin(&endpoint.connections, &endpoint.stats, self.client);
         record.set_peer_addr(PeerAddr(self.client.0));
-        record.set_peer(self.peer);
+        record.set_standing(self.standing);
+        if leaving {
+            respond.send_reset(Reason::REFUSED_STREAM);
+            return record.finish(Outcome::Refused(Refusal::Draining));
+        }
         let Some(permit) = endpoint.gate.try_enter() else {
             respond.send_reset(Reason::REFUSED_STREAM);
             return record.finish(Outcome::Refused(Refusal::TooManyConnections));

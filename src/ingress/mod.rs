@@ -53,8 +53,8 @@ async fn establish(endpoint: &EndpointRuntime, accepted: &Accepted) -> Result<Tu
         if let Ok(peer) = tcp.peer_addr() {
             accepted.record.set_peer_addr(PeerAddr(canonical(peer)));
         }
-        let Channel { stream, peer, alpn } = endpoint.tunnel.connect(tcp, target.name()).await?;
-        accepted.record.established(&peer);
+        let Channel { stream, alpn, standing, .. } = endpoint.tunnel.connect(tcp, target.name()).await?;
+        accepted.record.established(standing.as_ref());
         match alpn {
             Alpn::RatsTls => Ok(Box::new(TlsLeg::new(stream))),
             Alpn::H2 => Err(Refusal::UnexpectedProtocol),

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::buffer::{Kept, with_scratch};
 use super::leg::Leg;
 use super::meter::{Flow, Meter};
+use crate::tls::{Standing, Withdrawn};
 
 /// Scratch buffers moved in one direction before other tasks get the thread: 1 MiB, well under a
 /// millisecond of copying.
@@ -28,11 +29,11 @@ const ENOUGH: usize = 16 * 1024;
 
 /// How a relay ends other than by both sides closing.
 #[derive(Debug, Clone, Copy)]
-pub struct RelayOptions {
+pub struct RelayOptions<'a> {
     /// Without a byte in either direction for so long, the connection ends. `None`: never.
     pub idle: Option<Duration>,
-    /// When the peer's verdict ends, and with it the connection. `None`: it has none.
-    pub verdict_ends: Option<Instant>,
+    /// The peer's standing; the connection ends with it. `None`: this side does not verify.
+    pub standing: Option<&'a Standing>,
 }
 
 /// Why a relay ended.
@@ -44,9 +45,9 @@ pub enum End {
     /// No byte passed for the idle time.
     #[error("no byte in either direction for {0:?}")]
     Idle(Duration),
-    /// The peer's verdict ended: it must connect again and be appraised again.
-    #[error("the peer's verdict has ended")]
-    VerdictEnded,
+    /// The peer may stay no longer: its verdict ended, or it was refused when appraised again.
+    #[error("{0}")]
+    Withdrawn(Withdrawn),
     /// It was still open at the drain deadline.
     #[error("still open at the drain deadline")]
     Drained,
@@ -64,6 +65,13 @@ pub enum End {
     Corrupt(io::Error),
 }
 
+impl End {
+    /// The end of a connection whose peer's `standing` has ended.
+    pub(crate) fn withdrawn(standing: Option<&Standing>) -> Self {
+        Self::Withdrawn(standing.and_then(Standing::why).unwrap_or_else(Withdrawn::expired))
+    }
+}
+
 /// Copies until both directions have ended or something else ends the connection.
 ///
 /// A clean end of one direction is passed on (FIN becomes `close_notify` and FIN, and back) while the
@@ -71,7 +79,7 @@ pub enum End {
 pub async fn relay<P: Leg, T: Leg>(
     plain: &mut P,
     tunnel: &mut T,
-    options: RelayOptions,
+    options: RelayOptions<'_>,
     meter: Meter<'_>,
     abort: &CancellationToken,
 ) -> End {
@@ -86,7 +94,7 @@ pub async fn relay<P: Leg, T: Leg>(
 async fn run<P: Leg, T: Leg>(
     plain: &mut P,
     tunnel: &mut T,
-    options: RelayOptions,
+    options: RelayOptions<'_>,
     meter: Meter<'_>,
     abort: &CancellationToken,
 ) -> End {
@@ -95,14 +103,14 @@ async fn run<P: Leg, T: Leg>(
     let mut last_byte = Instant::now();
     let mut aborted = pin!(abort.cancelled());
     let mut timer = pin!(options.idle.map(|idle| sleep_until(last_byte + idle)));
-    let mut verdict = pin!(options.verdict_ends.map(sleep_until));
+    let mut verdict = pin!(options.standing.map(Standing::ended));
 
     poll_fn(|cx| {
         if aborted.as_mut().poll(cx).is_ready() {
             return Poll::Ready(End::Drained);
         }
         if verdict.as_mut().as_pin_mut().is_some_and(|verdict| verdict.poll(cx).is_ready()) {
-            return Poll::Ready(End::VerdictEnded);
+            return Poll::Ready(End::withdrawn(options.standing));
         }
         let (up, down) = with_scratch(|scratch| {
             let up = inward.poll(cx, plain, tunnel, scratch, meter.into_tunnel);

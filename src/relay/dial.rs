@@ -1,11 +1,12 @@
 //! Connecting to the peer (ingress) or to the service (egress).
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::addr::ClientAddr;
@@ -15,6 +16,9 @@ use crate::config::{Mark, PortRange, TargetHost};
 
 /// Addresses of one name that are tried. More are answers nobody waits for.
 const MAX_ADDRESSES: usize = 8;
+/// Names looked up at once by the whole process. The resolver of the C library blocks a thread for each, and a name
+/// server that is silent must not take all of them, nor let a queue grow behind them.
+static LOOKUPS: Semaphore = Semaphore::const_new(64);
 /// Source ports tried before the connection is refused.
 const MAX_PORT_TRIES: usize = 64;
 /// A dead host is noticed after about two minutes of silence, long before the idle deadline.
@@ -110,8 +114,8 @@ impl Dialer {
             TargetHost::Name(name) => name,
         };
         let unresolved = |error| Refusal::Unresolved { name: name.clone(), error };
-        match timeout(self.connect_timeout, tokio::net::lookup_host((name.as_str(), target.port))).await {
-            Ok(Ok(found)) => Ok(alternate_families(found.take(4 * MAX_ADDRESSES).collect())),
+        match timeout(self.connect_timeout, lookup(name.clone(), target.port)).await {
+            Ok(Ok(found)) => Ok(alternate_families(found)),
             Ok(Err(error)) => Err(unresolved(error)),
             Err(_) => Err(unresolved(io::ErrorKind::TimedOut.into())),
         }
@@ -194,6 +198,17 @@ impl Dialer {
             _ => Refusal::TargetUnreachable { addr, error },
         }
     }
+}
+
+/// The addresses of a name. The place among the lookups is kept until the resolver returns, also when nobody waits
+/// any more.
+async fn lookup(name: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let place = LOOKUPS.acquire().await.map_err(io::Error::other)?;
+    let work = move || {
+        let _place = place;
+        (name.as_str(), port).to_socket_addrs().map(|found| found.take(4 * MAX_ADDRESSES).collect())
+    };
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// Small writes leave at once, and a host that vanished is noticed.
@@ -350,6 +365,17 @@ mod tests {
             }
         }
         assert!(refusals.contains(&"target-timeout"), "{refusals:?}");
+    }
+
+    #[tokio::test]
+    async fn lookups_are_bounded_and_one_that_finds_no_place_ends_at_its_deadline() {
+        let quick = Dialer { connect_timeout: Duration::from_millis(100), ..dialer() };
+        let named = Target { host: TargetHost::Name("localhost".into()), port: 1 };
+        let all = LOOKUPS.acquire_many(64).await.expect("places");
+        let refusal = quick.connect(&named, Source::Own).await.expect_err("a lookup without a place");
+        assert_eq!(refusal.reason(), "target-unresolved");
+        drop(all);
+        assert_ne!(dialer().connect(&named, Source::Own).await.expect_err("closed port").reason(), "target-unresolved");
     }
 
     #[test]

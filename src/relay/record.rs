@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::config::Side;
 use crate::daemon::{ConnState, Connection, Connections, EndpointStats};
-use crate::tls::Peer;
+use crate::tls::Standing;
 
 use super::addr::{ClientAddr, PeerAddr};
 use super::copy::End;
@@ -29,7 +29,7 @@ impl Outcome {
             (Outcome::Refused(refusal), _) => refusal.reason(),
             (Outcome::Multiplexed(_) | Outcome::Relayed(End::Closed), _) => "closed",
             (Outcome::Relayed(End::Idle(_)), _) => "idle-timeout",
-            (Outcome::Relayed(End::VerdictEnded), _) => "verdict-expired",
+            (Outcome::Relayed(End::Withdrawn(why)), _) => why.reason,
             (Outcome::Relayed(End::Drained), _) => "drained",
             (Outcome::Relayed(End::Plain(_)), Side::Ingress) => "client-reset",
             (Outcome::Relayed(End::Plain(_)), Side::Egress) => "target-reset",
@@ -77,19 +77,19 @@ impl Record {
     }
 
     /// What the appraisal said of the peer.
-    pub fn set_peer(&self, peer: &Peer) {
-        if let Peer::Verified(verdict) = peer {
-            let _ = self.connection.verdict.set(verdict.clone());
+    pub fn set_standing(&self, standing: Option<&Arc<Standing>>) {
+        if let Some(standing) = standing {
+            let _ = self.connection.standing.set(standing.clone());
             if let Some(addr) = self.connection.peer.get() {
-                self.stats.note_verdict(*addr, verdict);
+                self.stats.note_verdict(*addr, standing.current());
             }
         }
     }
 
     /// The channel stands: handshake and appraisal are done. Not for a stream within a channel.
-    pub fn established(&self, peer: &Peer) {
+    pub fn established(&self, standing: Option<&Arc<Standing>>) {
         self.stats.handshake_took(self.connection.started.elapsed());
-        self.set_peer(peer);
+        self.set_standing(standing);
     }
 
     /// Bytes begin to flow.
@@ -114,7 +114,7 @@ impl Record {
         let c = &*self.connection;
         self.stats.closed(reason, refused.then(|| (c.peer.get().map(|p| p.0).unwrap_or(c.client.0), detail.as_str())));
         let shown = |v: Option<&dyn std::fmt::Display>| v.map(|v| v.to_string()).unwrap_or_default();
-        let verdict = c.verdict.get();
+        let verdict = c.standing.get().map(|s| s.verdict());
         let (bytes_up, bytes_down) = c.bytes();
         // Two call sites: a tracing event's level is part of its static metadata.
         macro_rules! event {
@@ -126,9 +126,9 @@ impl Record {
                     src = %c.client,
                     dst = c.dst.get().map(String::as_str).unwrap_or(""),
                     peer = shown(c.peer.get().map(|p| p as _)),
-                    tee = verdict.map(|v| v.tee.as_str()).unwrap_or(""),
+                    tee = verdict.as_ref().map(|v| v.tee.as_str()).unwrap_or(""),
                     verdict = if verdict.is_some() { "affirming" } else { "none" },
-                    policy = verdict.map(|v| v.policy_ids.join(",")).unwrap_or_default(),
+                    policy = verdict.as_ref().map(|v| v.policy_ids.join(",")).unwrap_or_default(),
                     bytes_up,
                     bytes_down,
                     duration_ms = c.started.elapsed().as_millis() as u64,

@@ -2,32 +2,39 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::certificate::fingerprint;
 use super::identity::IdentityStore;
+use super::peer::PeerCertificate;
+use super::standing::{Renew, Standing, Standings};
 use super::status::{AttestStatus, Ledger, TlsStatus, VerifyStatus, unix};
 use super::{Alpn, Channel, ChannelError, Peer, PeerError, config, peer};
 use crate::attest::{
     AaAttester, AsVerifier, Attester, CacheKey, Clock, SampleAttester, SampleVerifier, SystemClock, Verdict,
-    VerdictCache, Verifier,
+    VerdictCache, Verifier, VerifyError,
 };
-use crate::config::{AttestProvider, Endpoint, VerifyProvider};
+use crate::config::{AttestProvider, DEFAULT_INGRESS_MARK, Endpoint, Mark, Mode, Side, Verify, VerifyProvider};
 
 /// Verdicts kept by one endpoint.
 const CACHE_CAPACITY: usize = 1024;
+/// Peers of open connections that are appraised again at once.
+const MAX_RENEWALS: usize = 16;
 
 /// TLS and attestation of one endpoint: made once, shared by all its connections.
 pub struct EndpointTls {
     identity: IdentityStore,
     attester: Option<Arc<dyn Attester>>,
-    appraisal: Option<Appraisal>,
+    appraisal: Option<Arc<Appraisal>>,
+    standings: Standings,
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
     handshake_timeout: Duration,
@@ -43,6 +50,41 @@ struct Appraisal {
     policy_ids: Vec<String>,
     allow_sample: bool,
     verdict_ttl: Duration,
+    clock: Arc<dyn Clock>,
+    deadline: Duration,
+    renewals: Semaphore,
+}
+
+/// A new verdict on `shown`. Zero `ttl` is for verdicts that are not reused: only token and certificate end them.
+async fn appraise(
+    verifier: Arc<dyn Verifier>,
+    shown: PeerCertificate,
+    now: SystemTime,
+    ttl: Duration,
+) -> Result<Verdict, VerifyError> {
+    let mut verdict = verifier.appraise(&shown.evidence, &shown.expected).await?;
+    let by_ttl = if ttl.is_zero() { None } else { now.checked_add(ttl) };
+    verdict.expires_at = verdict.expires_at.min(by_ttl.unwrap_or(shown.not_after)).min(shown.not_after);
+    Ok(verdict)
+}
+
+#[async_trait]
+impl Renew for Appraisal {
+    async fn renew(&self, der: &[u8]) -> Result<Arc<Verdict>, ChannelError> {
+        let work = async {
+            let _place = self.renewals.acquire().await.map_err(|_| VerifyError::Internal)?;
+            let now = self.clock.now();
+            let shown = peer::inspect(der, now)?;
+            Ok(Arc::new(appraise(self.verifier.clone(), shown, now, self.verdict_ttl).await?))
+        };
+        let outcome = tokio::time::timeout(self.deadline, work).await.unwrap_or(Err(ChannelError::HandshakeTimeout));
+        match &outcome {
+            Ok(verdict) if !self.verdict_ttl.is_zero() => self.cache.put(self.key(der), verdict.clone()),
+            Err(error) if error.is_about_peer() => self.cache.forget(&self.key(der)),
+            _ => {}
+        }
+        outcome
+    }
 }
 
 fn setup(e: impl std::fmt::Display) -> ChannelError {
@@ -65,14 +107,15 @@ impl EndpointTls {
             Some((attester, interval)) => IdentityStore::attested(attester.clone(), *interval, clock.clone()),
             None => IdentityStore::plain(&*clock)?,
         };
-        let appraisal = endpoint.ra.verify.as_ref().map(|v| Appraisal::new(v, clock.clone())).transpose()?;
+        let appraisal = endpoint.ra.verify.as_ref().map(|v| Appraisal::new(endpoint, v, clock.clone())).transpose()?;
         let provider = config::provider();
         let client = config::client(provider.clone(), identity.client_resolver()).map_err(setup)?;
         let server = config::server(provider, identity.server_resolver(), appraisal.is_some()).map_err(setup)?;
         Ok(Arc::new(Self {
             identity,
             attester: attester.map(|(a, _)| a),
-            appraisal,
+            appraisal: appraisal.map(Arc::new),
+            standings: Standings::default(),
             client: Arc::new(client),
             server: Arc::new(server),
             handshake_timeout: timeout,
@@ -131,15 +174,16 @@ impl EndpointTls {
         linger(Some(Duration::ZERO))?;
         let (_, session) = stream.get_ref();
         let alpn = session.alpn_protocol().and_then(Alpn::from_wire).ok_or(ChannelError::Alpn)?;
-        let peer = match &self.appraisal {
-            None => Peer::Unverified,
+        let (peer, standing) = match &self.appraisal {
+            None => (Peer::Unverified, None),
             Some(appraisal) => {
                 let der = session.peer_certificates().and_then(|c| c.first()).ok_or(PeerError::NoCertificate)?;
-                Peer::Verified(appraisal.of(der, &*self.clock).await?)
+                let standing = self.admit(appraisal, der).await?;
+                (Peer::Verified(standing.verdict()), Some(standing))
             }
         };
         linger(None)?;
-        Ok(Channel { stream, peer, alpn })
+        Ok(Channel { stream, peer, alpn, standing })
     }
 
     fn conclude(
@@ -150,28 +194,29 @@ impl EndpointTls {
         let outcome = outcome.unwrap_or(Err(ChannelError::HandshakeTimeout));
         match &outcome {
             Ok(channel) => {
-                let verdict = if let Peer::Verified(v) = &channel.peer { Some(&**v) } else { None };
-                self.ledger.established(peer, verdict);
+                self.ledger.established(peer, channel.standing.as_ref().map(|s| s.current()));
             }
             Err(e) => self.ledger.refused(peer, self.clock.now(), e),
         }
         outcome
     }
 
-    /// Appraises the peer of an established channel again, for one whose verdict ended: `certificate` is what
-    /// it showed in the handshake (DER). `None`: this side does not verify.
-    pub async fn reappraise(&self, certificate: &[u8]) -> Result<Option<Arc<Verdict>>, ChannelError> {
-        let Some(appraisal) = &self.appraisal else { return Ok(None) };
-        let work = appraisal.of(certificate, &*self.clock);
-        let outcome = tokio::time::timeout(self.handshake_timeout, work).await;
-        outcome.unwrap_or(Err(ChannelError::HandshakeTimeout)).map(Some)
+    /// Appraises the peer that showed `der`; an affirmed one stays while its standing lasts.
+    async fn admit(&self, appraisal: &Arc<Appraisal>, der: &[u8]) -> Result<Arc<Standing>, ChannelError> {
+        // Also for a verdict from the cache: the certificate may have ended since.
+        let shown = peer::inspect(der, self.clock.now())?;
+        let not_after = shown.not_after;
+        let key = appraisal.key(der);
+        let verdict = appraisal.of(key, shown).await?;
+        let renew: Arc<dyn Renew> = appraisal.clone();
+        Ok(self.standings.of(key.certificate, der, not_after, verdict, renew, self.clock.clone()))
     }
 
     /// For `tngctl status`.
     pub fn status(&self) -> TlsStatus {
         let mut status = TlsStatus {
             attest: self.attester.as_ref().map(|a| self.attest_status(a.provider())),
-            verify: self.appraisal.as_ref().map(Appraisal::status),
+            verify: self.appraisal.as_ref().map(|a| a.status()),
             as_calls: self.appraisal.as_ref().map_or(0, |a| a.verifier.calls()),
             cache_hits: self.appraisal.as_ref().map_or(0, |a| a.cache.hits()),
             aa_calls: self.attester.as_ref().map_or(0, |a| a.calls()),
@@ -204,39 +249,51 @@ fn attester(provider: &AttestProvider, timeout: Duration) -> Arc<dyn Attester> {
     }
 }
 
+/// Mark of the sockets to the attestation service: one that every ingress capture exempts. An egress's own mark
+/// would be taken by an ingress on the same host.
+fn service_mark(endpoint: &Endpoint) -> Mark {
+    match (endpoint.side, &endpoint.mode) {
+        (Side::Egress, _) => DEFAULT_INGRESS_MARK,
+        (Side::Ingress, Mode::Mapping(mapping)) => mapping.so_mark,
+        (Side::Ingress, Mode::Netfilter(netfilter)) => netfilter.so_mark,
+    }
+}
+
 impl Appraisal {
-    fn new(verify: &crate::config::Verify, clock: Arc<dyn Clock>) -> Result<Self, ChannelError> {
+    fn new(endpoint: &Endpoint, verify: &Verify, clock: Arc<dyn Clock>) -> Result<Self, ChannelError> {
         let verifier: Arc<dyn Verifier> = match &verify.provider {
             VerifyProvider::Sample => {
                 Arc::new(SampleVerifier::new(verify.allow_sample, verify.policy_ids.clone(), clock.clone()))
             }
-            VerifyProvider::As(rest) => Arc::new(AsVerifier::new(verify, rest, clock.clone()).map_err(setup)?),
+            VerifyProvider::As(rest) => {
+                Arc::new(AsVerifier::new(verify, rest, service_mark(endpoint), clock.clone()).map_err(setup)?)
+            }
         };
         let policy = serde_json::json!([verifier.provider(), verify.policy_ids, verify.allow_sample]);
         Ok(Self {
             verifier,
-            cache: VerdictCache::new(CACHE_CAPACITY, clock),
+            cache: VerdictCache::new(CACHE_CAPACITY, clock.clone()),
             policy: fingerprint(policy.to_string().as_bytes()),
             policy_ids: verify.policy_ids.clone(),
             allow_sample: verify.allow_sample,
             verdict_ttl: verify.verdict_ttl,
+            clock,
+            deadline: endpoint.limits.handshake_timeout,
+            renewals: Semaphore::new(MAX_RENEWALS),
         })
     }
 
-    /// The verdict on the certificate `der`, or why there is none.
-    async fn of(&self, der: &[u8], clock: &dyn Clock) -> Result<Arc<Verdict>, ChannelError> {
-        let now = clock.now();
-        // Also for a verdict from the cache: the certificate may have ended since, the verdict ends with it.
-        let shown = peer::inspect(der, now)?;
-        let key = CacheKey { certificate: fingerprint(der), policy: self.policy };
-        let verifier = self.verifier.clone();
-        let latest = now.checked_add(self.verdict_ttl).map_or(shown.not_after, |t| t.min(shown.not_after));
-        let verdict = self.cache.get(key, || async move {
-            let mut verdict = verifier.appraise(&shown.evidence, &shown.expected).await?;
-            verdict.expires_at = verdict.expires_at.min(latest);
-            Ok(verdict)
-        });
-        Ok(verdict.await?)
+    fn key(&self, der: &[u8]) -> CacheKey {
+        CacheKey { certificate: fingerprint(der), policy: self.policy }
+    }
+
+    /// The verdict on the certificate behind `key`, or why there is none.
+    async fn of(&self, key: CacheKey, shown: PeerCertificate) -> Result<Arc<Verdict>, ChannelError> {
+        let appraise = appraise(self.verifier.clone(), shown, self.clock.now(), self.verdict_ttl);
+        if self.verdict_ttl.is_zero() {
+            return Ok(Arc::new(appraise.await?));
+        }
+        Ok(self.cache.get(key, || appraise).await?)
     }
 
     fn status(&self) -> VerifyStatus {

@@ -49,6 +49,25 @@ pub enum ChannelError {
 }
 
 impl ChannelError {
+    /// Whether it says something of the peer, and not of this side or the service that was asked.
+    pub(super) fn is_about_peer(&self) -> bool {
+        match self {
+            Self::Peer(_) => true,
+            Self::Verify(e) => e.is_about_peer(),
+            _ => false,
+        }
+    }
+
+    /// Whether nobody gave an answer.
+    pub(super) fn is_silence(&self) -> bool {
+        use VerifyError as V;
+        match self {
+            Self::HandshakeTimeout => true,
+            Self::Verify(e) => matches!(e, V::AsUnreachable(_) | V::AsTls(_) | V::AsTimeout | V::Busy | V::Internal),
+            _ => false,
+        }
+    }
+
     /// Stable slug for records, metrics, status and docs.
     pub fn reason(&self) -> &'static str {
         match self {

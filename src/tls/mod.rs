@@ -6,6 +6,7 @@ mod endpoint;
 mod error;
 mod identity;
 mod peer;
+mod standing;
 mod status;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::attest::Verdict;
 pub use endpoint::EndpointTls;
 pub use error::ChannelError;
 pub use peer::PeerError;
+pub use standing::{CurrentVerdict, Standing, Withdrawn};
 pub use status::{AttestStatus, PeerStatus, RefusalStatus, TlsStatus, VerifyStatus};
 
 /// An established tunnel connection whose peer was appraised, if this side verifies.
@@ -27,6 +29,8 @@ pub struct Channel {
     pub peer: Peer,
     /// What was negotiated.
     pub alpn: Alpn,
+    /// How long the peer may stay; absent when this side does not verify.
+    pub standing: Option<Arc<Standing>>,
 }
 
 /// What this side knows of the other.

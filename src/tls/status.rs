@@ -1,13 +1,13 @@
 //! What `tngctl status` shows of an endpoint's attestation. Never a token, a key or a header's value.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::ChannelError;
+use super::{ChannelError, CurrentVerdict};
 use crate::attest::Verdict;
 
 /// Peers and reasons kept.
@@ -72,7 +72,7 @@ pub struct VerifyStatus {
 #[derive(Debug, Clone, Serialize)]
 pub struct PeerStatus {
     /// Its address.
-    pub peer: std::net::IpAddr,
+    pub peer: IpAddr,
     /// TEE.
     pub tee: String,
     /// Policies.
@@ -83,6 +83,19 @@ pub struct PeerStatus {
     pub appraised_at: u64,
     /// When the verdict ends.
     pub expires_at: u64,
+}
+
+impl PeerStatus {
+    fn new(peer: IpAddr, v: &Verdict) -> Self {
+        Self {
+            peer,
+            tee: v.tee.clone(),
+            policy_ids: v.policy_ids.clone(),
+            sample: v.sample,
+            appraised_at: unix(v.appraised_at),
+            expires_at: unix(v.expires_at),
+        }
+    }
 }
 
 /// A refusal.
@@ -106,7 +119,7 @@ pub(super) fn unix(t: SystemTime) -> u64 {
 struct Kept {
     ok: u64,
     refused: BTreeMap<&'static str, u64>,
-    peers: VecDeque<PeerStatus>,
+    peers: VecDeque<(IpAddr, CurrentVerdict)>,
     last_refusal: Option<RefusalStatus>,
 }
 
@@ -119,20 +132,13 @@ impl Ledger {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn established(&self, peer: Option<SocketAddr>, verdict: Option<&Verdict>) {
+    pub fn established(&self, peer: Option<SocketAddr>, verdict: Option<CurrentVerdict>) {
         let mut kept = self.lock();
         kept.ok += 1;
         let (Some(peer), Some(v)) = (peer.map(|p| p.ip()), verdict) else { return };
-        kept.peers.retain(|p| p.peer != peer);
+        kept.peers.retain(|(known, _)| *known != peer);
         kept.peers.truncate(MAX_PEERS - 1);
-        kept.peers.push_front(PeerStatus {
-            peer,
-            tee: v.tee.clone(),
-            policy_ids: v.policy_ids.clone(),
-            sample: v.sample,
-            appraised_at: unix(v.appraised_at),
-            expires_at: unix(v.expires_at),
-        });
+        kept.peers.push_front((peer, v));
     }
 
     pub fn refused(&self, peer: Option<SocketAddr>, at: SystemTime, error: &ChannelError) {
@@ -146,7 +152,7 @@ impl Ledger {
         let kept = self.lock();
         status.handshakes_ok = kept.ok;
         status.refused = kept.refused.clone();
-        status.peers = kept.peers.iter().cloned().collect();
+        status.peers = kept.peers.iter().map(|(peer, v)| PeerStatus::new(*peer, &v.load())).collect();
         status.last_refusal = kept.last_refusal.clone();
     }
 }

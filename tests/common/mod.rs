@@ -53,13 +53,13 @@ impl PlainTls {
 impl TunnelSide for PlainTls {
     async fn connect(&self, tcp: TcpStream, _: Option<&str>) -> Result<Channel, ChannelError> {
         let stream = self.dial(tcp).await.map_err(|_| ChannelError::HandshakeTimeout)?;
-        Ok(Channel { stream: stream.into(), peer: Peer::Unverified, alpn: Alpn::RatsTls })
+        Ok(Channel { stream: stream.into(), peer: Peer::Unverified, alpn: Alpn::RatsTls, standing: None })
     }
 
     async fn accept(&self, tcp: TcpStream) -> Result<Channel, ChannelError> {
         let stream = self.server.accept(tcp).await.map_err(|_| ChannelError::HandshakeTimeout)?;
         let alpn = if stream.get_ref().1.alpn_protocol() == Some(b"h2") { Alpn::H2 } else { Alpn::RatsTls };
-        Ok(Channel { stream: stream.into(), peer: Peer::Unverified, alpn })
+        Ok(Channel { stream: stream.into(), peer: Peer::Unverified, alpn, standing: None })
     }
 
     fn status(&self) -> serde_json::Value {

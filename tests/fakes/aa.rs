@@ -11,11 +11,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::AbortHandle;
 
+/// The recording of evidence whose report data is a SHA-384 digest, as of a certificate's claims.
+const OTHER_KEYS_EVIDENCE: &str = "GetEvidence 1=hex:59e1748777448c69de6b800d7a33bbfb9ff1b463e44354c3553bcdb9c666fa90125a3c79f90397bdf5f6a13de828684f";
+
 /// How the agent behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Sample evidence.
     Good,
+    /// Sample evidence for report data that was recorded elsewhere: evidence of another key.
+    OtherKey,
     /// The recorded answer to a call that failed inside the agent.
     Error,
     /// GetTeeType answered as an unknown method was.
@@ -37,6 +42,7 @@ impl FromStr for Mode {
     fn from_str(s: &str) -> Result<Self, String> {
         Ok(match s {
             "good" => Self::Good,
+            "other-key" => Self::OtherKey,
             "error" => Self::Error,
             "old-agent" => Self::OldAgent,
             "garbage" => Self::Garbage,
@@ -95,6 +101,7 @@ pub fn reply(mode: Mode, request: &Request) -> Vec<u8> {
         (Mode::Error, _) => recorded_answer("GetToken"),
         (Mode::OldAgent, "GetTeeType") => recorded_answer("NoSuchMethod"),
         (_, "GetTeeType") => recorded_answer("GetTeeType"),
+        (Mode::OtherKey, "GetEvidence") => recorded_answer(OTHER_KEYS_EVIDENCE),
         (_, "GetEvidence") => {
             let data = Field1::decode(&request.payload[..]).unwrap().value;
             let evidence = format!(r#"{{"report_data":"{}","svn":"1"}}"#, BASE64_STANDARD.encode(data));

@@ -48,6 +48,18 @@ pub enum Mode {
     OldApi,
     /// Appraises after a pause of 300 ms.
     Slow,
+    /// Affirms, with so many bytes more in the token.
+    Padded(usize),
+    /// Sends the head of an answer and never its body.
+    Stalls,
+    /// Sends the client elsewhere.
+    Redirect,
+    /// Affirms; has no key set, but the certificates of its signer.
+    CertificateOnly,
+    /// The same with somebody else's certificate.
+    OthersCertificate,
+    /// Affirms; tells nobody who signs.
+    NoAnchors,
 }
 
 impl FromStr for Mode {
@@ -186,7 +198,12 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
     }
     *shared.headers.lock().unwrap() = head.clone();
     let mode = *shared.mode.lock().unwrap();
-    let (status, text) = if head.starts_with("GET /.well-known/jwks.json ") {
+    let keys = !matches!(mode, Mode::CertificateOnly | Mode::OthersCertificate | Mode::NoAnchors);
+    let (status, text) = if head.starts_with("GET /certificate ") && mode == Mode::CertificateOnly {
+        ("200 OK", super::text("as-signer-chain.pem"))
+    } else if head.starts_with("GET /certificate ") && mode == Mode::OthersCertificate {
+        ("200 OK", rcgen::generate_simple_self_signed(vec!["other".to_owned()]).unwrap().cert.pem())
+    } else if head.starts_with("GET /.well-known/jwks.json ") && keys {
         ("200 OK", json!({ "keys": [shared.signer.jwk()] }).to_string())
     } else if head.starts_with("POST /attestation ") {
         shared.appraisals.fetch_add(1, Ordering::SeqCst);
@@ -195,6 +212,15 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
             Mode::Slow => tokio::time::sleep(std::time::Duration::from_millis(300)).await,
             Mode::NotHttp => {
                 let _ = stream.write_all(b"\x15\x03\x01\x00\x02\x02\x46 this is no HTTP\r\n\r\n").await;
+                return;
+            }
+            Mode::Stalls => {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\neyJ0").await;
+                std::future::pending().await
+            }
+            Mode::Redirect => {
+                let head = "HTTP/1.1 307 Temporary Redirect\r\nlocation: /elsewhere\r\ncontent-length: 0\r\n\r\n";
+                let _ = stream.write_all(head.as_bytes()).await;
                 return;
             }
             _ => {}
@@ -258,7 +284,9 @@ fn attestation(mode: Mode, signer: &Signer, body: &[u8]) -> (&'static str, Strin
     let policy = request["policy_ids"][0].as_str().unwrap_or("default").to_owned();
     let policy = if mode == Mode::WrongPolicy { "another".to_owned() } else { policy };
     let status = if let Mode::Status(s) = mode { s } else { "affirming" };
+    let padding = if let Mode::Padded(bytes) = mode { "x".repeat(bytes) } else { String::new() };
     let token = json!({
+        "padding": padding,
         "eat_profile": "tag:github.com,2024:confidential-containers/Trustee",
         "iat": iat,
         "exp": iat + 300,

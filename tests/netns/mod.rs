@@ -21,12 +21,14 @@ mod app;
 mod process;
 mod sniffer;
 mod tng;
+mod traces;
 mod wait;
 mod world;
 
 pub use app::{App, Connect, Fault};
-pub use process::{Output, Proc};
+pub use process::{Output, Proc, run};
 pub use sniffer::Sniffer;
-pub use tng::{Parts, Tng, kill_family, run_tngd};
+pub use tng::{Parts, Tng, kill_family, run_tngctl, run_tngd, tngctl, tngd};
+pub use traces::{kernel_state, traces};
 pub use wait::{wait_for, wait_until};
 pub use world::{Family, Host, World, fresh_hex};

@@ -49,7 +49,7 @@ pub(super) fn describe(command: &Command) -> String {
 }
 
 /// Runs `command` to its end and keeps what it wrote.
-pub(super) fn run(mut command: Command) -> Output {
+pub fn run(mut command: Command) -> Output {
     let text = describe(&command);
     let out = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("cannot start `{text}`: {e}"));
     Output {

@@ -66,6 +66,14 @@ impl Sniffer {
         log.flows.values().any(|bytes| contains(bytes, text))
     }
 
+    /// The same among UDP flows alone: quick, however much TCP carried meanwhile.
+    pub fn saw_datagram(&self, text: &[u8]) -> bool {
+        let log = self.log.lock().unwrap();
+        // A key of UDP ends with its protocol and four bytes of ports.
+        let udp = |key: &[u8]| key.len() >= 5 && key[key.len() - 5] == 17;
+        log.flows.iter().any(|(key, bytes)| udp(key) && contains(bytes, text))
+    }
+
     /// Ends the recording.
     pub fn stop(&mut self) {
         self.stopping.store(true, Ordering::Relaxed);

@@ -41,7 +41,13 @@ impl<'a> Tng<'a> {
     /// Writes `toml` as instance `name` of `host` and runs it; returns when it is ready.
     #[track_caller]
     pub fn start(host: &'a Host, name: &str, toml: &str) -> Self {
-        let mut tng = Self::spawn(host, name, toml, &[]);
+        Self::start_through(&[], host, name, toml)
+    }
+
+    /// The same through another program, `unshare` for one, that ends as tngd in its own process.
+    #[track_caller]
+    pub fn start_through(wrapper: &[&str], host: &'a Host, name: &str, toml: &str) -> Self {
+        let mut tng = Self::spawn_through(wrapper, host, name, toml, &[]);
         let mut ready = false;
         wait_until(START, || {
             ready = tng.is_ready();
@@ -55,19 +61,56 @@ impl<'a> Tng<'a> {
 
     /// The same without waiting; `args` come before the file.
     pub fn spawn(host: &'a Host, name: &str, toml: &str, args: &[&str]) -> Self {
+        Self::spawn_with(host, name, toml, args, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub fn spawn_with(host: &'a Host, name: &str, toml: &str, args: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::launch(&[], host, name, toml, args, env)
+    }
+
+    /// The same through another program, such as unshare.
+    pub fn spawn_through(wrapper: &[&str], host: &'a Host, name: &str, toml: &str, args: &[&str]) -> Self {
+        Self::launch(wrapper, host, name, toml, args, &[])
+    }
+
+    fn launch(wrapper: &[&str], host: &'a Host, name: &str, toml: &str, args: &[&str], env: &[(&str, &str)]) -> Self {
         let file = host.config_dir().join(format!("{name}.toml"));
         std::fs::write(&file, toml).expect("write the configuration");
         let file = file.to_string_lossy().into_owned();
-        let mut words = vec!["run"];
+        let tngd = tngd().to_string_lossy().into_owned();
+        let mut words = wrapper.to_vec();
+        words.extend([tngd.as_str(), "run"]);
         words.extend(args);
         words.push(&file);
-        let proc = Proc::spawn(host.command(tngd(), &words));
+        let mut command = host.command(words[0], &words[1..]);
+        command.envs(env.iter().copied());
+        let proc = Proc::spawn(command);
         Self { host, name: name.to_owned(), proc }
     }
 
     /// Runs the operator's tool on this host.
     pub fn ctl(&self, args: &[&str]) -> Output {
         super::process::run(self.host.command(tngctl(), args))
+    }
+
+    /// An instance that the test started in a way of its own.
+    pub fn adopt(host: &'a Host, name: &str, proc: Proc) -> Self {
+        Self { host, name: name.to_owned(), proc }
+    }
+
+    /// Waits until it is ready.
+    #[track_caller]
+    pub fn wait_ready(&self) {
+        if !wait_until(START, || self.is_ready()) {
+            panic!("instance {} is not ready:\n{}", self.name, self.output());
+        }
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        self.proc.wait(STOP)
     }
 
     /// Whether the control socket says that it is ready.
@@ -133,6 +176,13 @@ impl<'a> Tng<'a> {
     pub fn freeze_guard(&self) {
         for pid in self.pids().into_iter().filter(|pid| may_change_rules(*pid)) {
             send(pid, Signal::SIGSTOP);
+        }
+    }
+
+    /// Lets it go on.
+    pub fn thaw_guard(&self) {
+        for pid in self.keepers() {
+            send(pid, Signal::SIGCONT);
         }
     }
 
@@ -212,6 +262,11 @@ impl<'a> Parts<'a> {
 /// Runs a command of the daemon on a host to its end.
 pub fn run_tngd(host: &Host, args: &[&str]) -> Output {
     super::process::run(host.command(tngd(), args))
+}
+
+/// Runs the operator's tool on a host to its end.
+pub fn run_tngctl(host: &Host, args: &[&str]) -> Output {
+    super::process::run(host.command(tngctl(), args))
 }
 
 /// Kills a process and all that descend from it.

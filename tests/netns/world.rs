@@ -66,6 +66,11 @@ impl Host {
         }
     }
 
+    /// A directory of its own, gone with the world.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Its own `TNG_RUNTIME_DIR`.
     pub fn runtime_dir(&self) -> PathBuf {
         self.dir.join("run")
@@ -288,6 +293,11 @@ route add default via 192.0.2.17\nroute add ::/0 via 2001:db8:4::1",
         self.sniffer.saw(text.as_bytes())
     }
 
+    /// Ends the recording, for a test that moves more than the sniffer holds. [`World::saw`] then panics.
+    pub fn stop_sniffing(&mut self) {
+        self.sniffer.stop();
+    }
+
     /// Sends a beacon each way and waits up to `ms` for the sniffer to see both.
     fn beacons_pass(&self, ms: u64) -> bool {
         let sent: Vec<String> = self
@@ -303,7 +313,7 @@ route add default via 192.0.2.17\nroute add ::/0 via 2001:db8:4::1",
                 text
             })
             .collect();
-        wait_until(Duration::from_millis(ms), || sent.iter().all(|text| self.sniffer.saw(text.as_bytes())))
+        wait_until(Duration::from_millis(ms), || sent.iter().all(|text| self.sniffer.saw_datagram(text.as_bytes())))
     }
 
     /// All hosts.

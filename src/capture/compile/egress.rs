@@ -6,7 +6,7 @@ use super::super::marks::*;
 use super::super::plan::{CapturePlan, RulesPlan};
 use super::super::selector::Scope;
 use super::ingress::{listener_rules, tproxy_rules};
-use super::{REFUSED, each};
+use super::{REFUSED, each, excluded, to_service};
 use crate::config::Side;
 
 pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
@@ -18,6 +18,7 @@ pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
     for c in &endpoints {
         chains.push(select(c));
         chains.push(capture(c));
+        chains.push(answer(c));
         chains.push(service(c));
     }
     let listeners = endpoints.iter().flat_map(|c| listener_rules(c)).collect();
@@ -26,17 +27,7 @@ pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
 }
 
 fn prerouting(plan: &RulesPlan, endpoints: &[&CapturePlan]) -> Chain {
-    let mut rules: Vec<Rule> = plan
-        .egress_marks()
-        .into_iter()
-        .map(|mark| {
-            Rule::new(
-                [Match::IifLo(true), Match::Mark(MARK_MASK, mark, true)],
-                [Statement::Return],
-                "our socket to the service",
-            )
-        })
-        .collect();
+    let mut rules = to_service(plan);
     rules.push(Rule::new(
         [Match::IifLo(true), Match::CtMark(MARK_MASK, SPOOFED, true)],
         [Statement::Return],
@@ -63,13 +54,7 @@ fn select(c: &CapturePlan) -> Chain {
     if !c.netfilter.capture_local_traffic {
         rules.push(Rule::new([Match::IifLo(true)], [Statement::Return], "capture_local_traffic is off"));
     }
-    rules.extend(each(
-        c.excluded().conditions(End::Destination, Transport::Tcp, Scope::Local),
-        &[],
-        &[],
-        &[Statement::Return],
-        "excluded",
-    ));
+    rules.extend(excluded(c, End::Destination, Transport::Tcp, Scope::Local));
     let goto = [Statement::Goto(format!("capture_{}", c.ident))];
     rules.extend(each(
         c.captured().conditions(End::Destination, Transport::Tcp, Scope::Hook),
@@ -124,8 +109,11 @@ fn nat_pin() -> Chain {
 fn output(plan: &RulesPlan, endpoints: &[&CapturePlan]) -> Chain {
     let mut rules = Vec::new();
     for c in endpoints.iter().filter(|c| c.netfilter.preserve_source) {
+        // A packet in output has not come in anywhere, so which interface the client used cannot be asked here.
+        let mut rows = c.captured().conditions(End::Destination, Transport::Tcp, Scope::Local);
+        rows.iter_mut().for_each(|row| row.retain(|m| !matches!(m, Match::IifName(_))));
         rules.extend(each(
-            c.captured().conditions(End::Destination, Transport::Tcp, Scope::Local),
+            rows,
             &[Match::Mark(MARK_MASK, c.netfilter.so_mark, true)],
             &[Match::CtOriginal(true)],
             &[Statement::SetCtMark(SPOOFED)],
@@ -141,22 +129,21 @@ fn output(plan: &RulesPlan, endpoints: &[&CapturePlan]) -> Chain {
         "service to a preserved source",
     ));
     for c in endpoints {
-        rules.extend(each(
-            c.excluded().conditions(End::Source, Transport::Tcp, Scope::Hook),
-            &[],
-            &[],
-            &[Statement::Return],
-            "excluded",
-        ));
-        rules.extend(each(
-            c.captured().conditions(End::Source, Transport::Tcp, Scope::Hook),
-            &[],
-            &[],
-            &[Statement::Goto(format!("service_{}", c.ident))],
-            "from a captured port, and not our socket",
-        ));
+        rules.push(Rule::new([], [Statement::Jump(format!("answer_{}", c.ident))], "is it this endpoint's?"));
     }
     Chain::plain("egress_output", rules)
+}
+
+fn answer(c: &CapturePlan) -> Chain {
+    let mut rules = excluded(c, End::Source, Transport::Tcp, Scope::Hook);
+    rules.extend(each(
+        c.captured().conditions(End::Source, Transport::Tcp, Scope::Hook),
+        &[],
+        &[],
+        &[Statement::Goto(format!("service_{}", c.ident))],
+        "from a captured port, and not our socket",
+    ));
+    Chain::plain(format!("answer_{}", c.ident), rules)
 }
 
 /// Decides without connection state, which may be gone (conntrack flushed, FIN timeout) while the socket lives on.

@@ -5,7 +5,7 @@ use super::super::ir::*;
 use super::super::marks::*;
 use super::super::plan::{CapturePlan, RulesPlan, listener_addrs};
 use super::super::selector::Scope;
-use super::{REFUSED, each};
+use super::{REFUSED, each, excluded};
 use crate::config::{Mark, Side};
 
 pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
@@ -16,6 +16,7 @@ pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
     let mut chains = vec![output(plan, &endpoints), inbound(&endpoints), prerouting(plan, &endpoints)];
     for c in &endpoints {
         chains.push(select(c));
+        chains.push(seeded(c));
         chains.push(capture(c));
         chains.push(divert(&c.ident, c.id));
         chains.push(deliver(&c.ident, c.port, &c.refused_counter()));
@@ -30,9 +31,10 @@ pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
     chains
 }
 
-/// Chain names of an endpoint that a reload removed: its connections go on until they end.
+/// Chain names of an endpoint that a reload removed: its connections go on until they end. No endpoint's name begins
+/// with an underscore, so none has these.
 fn retired_ident(id: EndpointId) -> String {
-    format!("retired_{}", id.0)
+    format!("_{}", id.0)
 }
 
 fn owners(plan: &RulesPlan, endpoints: &[&CapturePlan]) -> Vec<(EndpointId, String)> {
@@ -82,32 +84,25 @@ fn inbound(endpoints: &[&CapturePlan]) -> Chain {
     let mut rules =
         vec![Rule::new([Match::BareSyn(false)], [Statement::Return], "answers of connections that came in")];
     for c in endpoints {
-        rules.extend(each(
-            c.excluded().conditions(End::Destination, Transport::Tcp, Scope::Remote),
-            &[],
-            &[],
-            &[Statement::Return],
-            "excluded",
-        ));
-        rules.extend(each(
-            c.captured().conditions(End::Destination, Transport::Tcp, Scope::Remote),
-            &[],
-            &[],
-            &[Statement::Count(c.refused_counter()), Statement::RejectReset],
-            "active open on a tuple that the peer seeded",
-        ));
+        rules.push(Rule::new([], [Statement::Jump(format!("seeded_{}", c.ident))], "is it this endpoint's?"));
     }
     Chain::plain("ingress_inbound", rules)
 }
 
+fn seeded(c: &CapturePlan) -> Chain {
+    let mut rules = excluded(c, End::Destination, Transport::Tcp, Scope::Remote);
+    rules.extend(each(
+        c.captured().conditions(End::Destination, Transport::Tcp, Scope::Remote),
+        &[],
+        &[],
+        &[Statement::Count(c.refused_counter()), Statement::RejectReset],
+        "active open on a tuple that the peer seeded",
+    ));
+    Chain::plain(format!("seeded_{}", c.ident), rules)
+}
+
 fn select(c: &CapturePlan) -> Chain {
-    let mut rules = each(
-        c.excluded().conditions(End::Destination, Transport::Tcp, Scope::Remote),
-        &[],
-        &[],
-        &[Statement::Return],
-        "excluded",
-    );
+    let mut rules = excluded(c, End::Destination, Transport::Tcp, Scope::Remote);
     // Every packet to a captured destination, not only new connections: what is older than the rules, untracked or
     // invalid meets the listener and gets its reset.
     rules.extend(each(

@@ -8,7 +8,9 @@ mod ingress;
 mod protect;
 
 use super::ir::*;
-use super::plan::RulesPlan;
+use super::marks::MARK_MASK;
+use super::plan::{CapturePlan, RulesPlan};
+use super::selector::Scope;
 use crate::config::Side;
 
 /// Counter of refusals that belong to no single endpoint.
@@ -67,6 +69,24 @@ fn base_chains(plan: &RulesPlan) -> Vec<Chain> {
         Chain::base("output", HookKind::Route, HookPoint::Output, Priority::Mangle, output),
         Chain::base("prerouting", HookKind::Filter, HookPoint::Prerouting, Priority::Mangle, prerouting),
     ]
+}
+
+/// Leaves the chain on what `c` excludes. Only for a chain of that endpoint: in a shared one it would also skip the
+/// endpoints behind it.
+fn excluded(c: &CapturePlan, end: End, transport: Transport, scope: Scope) -> Vec<Rule> {
+    each(c.excluded().conditions(end, transport, scope), &[], &[], &[Statement::Return], "excluded")
+}
+
+/// Leaves the chain on what an egress of this host sends to its service.
+fn to_service(plan: &RulesPlan) -> Vec<Rule> {
+    let rule = |mark| {
+        Rule::new(
+            [Match::IifLo(true), Match::Mark(MARK_MASK, mark, true)],
+            [Statement::Return],
+            "our socket to the service",
+        )
+    };
+    plan.egress_marks().into_iter().map(rule).collect()
 }
 
 /// One rule a row of conditions, all with the same effect.

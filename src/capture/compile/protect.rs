@@ -6,7 +6,7 @@ use super::super::ir::*;
 use super::super::marks::*;
 use super::super::plan::{CapturePlan, RulesPlan};
 use super::super::selector::Scope;
-use super::{REFUSED, each};
+use super::{REFUSED, each, excluded, to_service};
 use crate::config::{Mark, Side};
 
 pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
@@ -17,15 +17,21 @@ pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
         chains.push(Chain::plain("protect_other", vec![other_transport()]));
     }
     chains.push(output(plan, &ingress, &egress));
-    chains.push(forward(plan, &ingress, &egress));
-    chains.push(postrouting(plan, &egress));
+    chains.push(forward(&ingress, &egress));
+    chains.push(postrouting(&egress));
     for c in &ingress {
         chains.push(check(plan, c));
+        chains.push(forwarded(c));
     }
     if !egress.is_empty() {
-        let rules = egress.iter().flat_map(|c| protected_input(c)).collect();
+        let rules = each_asked("to", &egress);
         chains.push(Chain::base("protect_input", HookKind::Filter, HookPoint::Input, Priority::AfterFilter, rules));
-        chains.extend(egress.iter().map(|c| protected(plan, c)));
+        for c in &egress {
+            chains.push(to(c));
+            chains.push(protected(plan, c));
+            chains.push(dnatted(plan, c));
+            chains.push(from(plan, c));
+        }
     }
     chains
 }
@@ -36,10 +42,6 @@ fn other_transport() -> Rule {
         [Statement::Count(REFUSED.into()), Statement::RejectProhibited],
         "QUIC and friends on a captured port: not attested, so refused",
     )
-}
-
-fn excluded(c: &CapturePlan, end: End, scope: Scope) -> Vec<Rule> {
-    each(c.excluded().conditions(end, Transport::Any, scope), &[], &[], &[Statement::Return], "excluded")
 }
 
 fn output(plan: &RulesPlan, ingress: &[&CapturePlan], egress: &[&CapturePlan]) -> Chain {
@@ -56,14 +58,14 @@ fn output(plan: &RulesPlan, ingress: &[&CapturePlan], egress: &[&CapturePlan]) -
         ));
     }
     for c in ingress {
-        rules.push(Rule::new([], [Statement::Jump(format!("protect_{}", c.ident))], "is it captured?"));
+        rules.push(Rule::new([], [Statement::Jump(format!("check_{}", c.ident))], "is it captured?"));
     }
     Chain::base("protect_output", HookKind::Filter, HookPoint::Output, Priority::AfterFilter, rules)
 }
 
-/// Chain `protect_NAME` (selects) folded with `check_NAME` (judges): first the selection.
+/// Chain `check_NAME`: selects, then judges.
 fn check(plan: &RulesPlan, c: &CapturePlan) -> Chain {
-    let mut rules = excluded(c, End::Destination, Scope::Remote);
+    let mut rules = excluded(c, End::Destination, Transport::Any, Scope::Remote);
     let rows = c.captured().conditions(End::Destination, Transport::Any, Scope::Remote);
     for row in rows {
         let judge = |extra: Vec<Match>, statements: Vec<Statement>, comment: &str| {
@@ -109,72 +111,73 @@ fn check(plan: &RulesPlan, c: &CapturePlan) -> Chain {
             "captured traffic that did not go through the tunnel",
         ));
     }
-    Chain::plain(format!("protect_{}", c.ident), rules)
+    Chain::plain(format!("check_{}", c.ident), rules)
 }
 
-fn forward(plan: &RulesPlan, ingress: &[&CapturePlan], egress: &[&CapturePlan]) -> Chain {
-    let mut rules = Vec::new();
-    for c in ingress {
-        let rows = || c.captured().conditions_without_socket(End::Destination, Transport::Any, Scope::Remote);
-        rules.extend(each(
-            c.excluded().conditions_without_socket(End::Destination, Transport::Any, Scope::Remote),
-            &[],
-            &[],
-            &[Statement::Return],
-            "excluded",
-        ));
-        rules.extend(each(rows(), &[], &[Match::Tcp(false)], &[Statement::Goto("protect_other".into())], "not TCP"));
-        rules.extend(each(
-            rows(),
-            &[],
-            &[Match::CtOriginal(false), Match::BareSyn(false)],
-            &[Statement::Return],
-            "answers of a connection that came in",
-        ));
-        rules.extend(each(
-            rows(),
-            &[],
-            &[],
-            &[Statement::Count(c.refused_counter()), Statement::RejectReset],
-            "containers and routed hosts are not captured, so refused",
-        ));
-    }
-    for c in egress {
-        let mut matches = vec![Match::Tcp(true), Match::CtDnat, Match::CtOriginalPort(c.captured().ports())];
-        matches.extend(plan.egress_marks().into_iter().map(|m| Match::Mark(MARK_MASK, m, false)));
-        rules.push(Rule::new(
-            matches,
-            [Statement::Count(c.refused_counter()), Statement::RejectReset],
-            "DNAT moved it past the listener, e.g. docker -p",
-        ));
-    }
+/// Each endpoint has a chain of its own, `PREFIX_NAME`: what one endpoint excludes is still asked of the next.
+fn each_asked(prefix: &str, endpoints: &[&CapturePlan]) -> Vec<Rule> {
+    let jump =
+        |c: &&CapturePlan| Rule::new([], [Statement::Jump(format!("{prefix}_{}", c.ident))], "is it this endpoint's?");
+    endpoints.iter().map(jump).collect()
+}
+
+fn forward(ingress: &[&CapturePlan], egress: &[&CapturePlan]) -> Chain {
+    let rules = [each_asked("forwarded", ingress), each_asked("dnatted", egress)].concat();
     Chain::base("protect_forward", HookKind::Filter, HookPoint::Forward, Priority::AfterFilter, rules)
 }
 
-fn protected_input(c: &CapturePlan) -> Vec<Rule> {
-    let mut rules = excluded(c, End::Destination, Scope::Hook);
+fn forwarded(c: &CapturePlan) -> Chain {
+    let rows = || c.captured().conditions_without_socket(End::Destination, Transport::Any, Scope::Remote);
+    let mut rules = each(
+        c.excluded().conditions_without_socket(End::Destination, Transport::Any, Scope::Remote),
+        &[],
+        &[],
+        &[Statement::Return],
+        "excluded",
+    );
+    rules.extend(each(rows(), &[], &[Match::Tcp(false)], &[Statement::Goto("protect_other".into())], "not TCP"));
+    rules.extend(each(
+        rows(),
+        &[],
+        &[Match::CtOriginal(false), Match::BareSyn(false)],
+        &[Statement::Return],
+        "answers of a connection that came in",
+    ));
+    rules.extend(each(
+        rows(),
+        &[],
+        &[],
+        &[Statement::Count(c.refused_counter()), Statement::RejectReset],
+        "containers and routed hosts are not captured, so refused",
+    ));
+    Chain::plain(format!("forwarded_{}", c.ident), rules)
+}
+
+fn dnatted(plan: &RulesPlan, c: &CapturePlan) -> Chain {
+    let mut matches = vec![Match::Tcp(true), Match::CtDnat, Match::CtOriginalPort(c.captured().ports())];
+    matches.extend(plan.egress_marks().into_iter().map(|m| Match::Mark(MARK_MASK, m, false)));
+    let rule = Rule::new(
+        matches,
+        [Statement::Count(c.refused_counter()), Statement::RejectReset],
+        "DNAT moved it past the listener, e.g. docker -p",
+    );
+    Chain::plain(format!("dnatted_{}", c.ident), vec![rule])
+}
+
+fn to(c: &CapturePlan) -> Chain {
+    let mut rules = excluded(c, End::Destination, Transport::Any, Scope::Hook);
     rules.extend(each(
         c.captured().conditions(End::Destination, Transport::Any, Scope::Hook),
         &[],
         &[],
-        &[Statement::Goto(format!("protect_{}", c.ident))],
+        &[Statement::Goto(format!("check_{}", c.ident))],
         "to a captured service",
     ));
-    rules
+    Chain::plain(format!("to_{}", c.ident), rules)
 }
 
 fn protected(plan: &RulesPlan, c: &CapturePlan) -> Chain {
-    let mut rules: Vec<Rule> = plan
-        .egress_marks()
-        .into_iter()
-        .map(|mark| {
-            Rule::new(
-                [Match::IifLo(true), Match::Mark(MARK_MASK, mark, true)],
-                [Statement::Return],
-                "our socket to the service",
-            )
-        })
-        .collect();
+    let mut rules = to_service(plan);
     rules.push(Rule::new(
         [Match::IifLo(true), Match::CtMark(MARK_MASK, SPOOFED, true)],
         [Statement::Return],
@@ -197,10 +200,10 @@ fn protected(plan: &RulesPlan, c: &CapturePlan) -> Chain {
         [Statement::Count(c.refused_counter()), Statement::RejectReset],
         "plaintext to a captured service",
     ));
-    Chain::plain(format!("protect_{}", c.ident), rules)
+    Chain::plain(format!("check_{}", c.ident), rules)
 }
 
-fn postrouting(plan: &RulesPlan, egress: &[&CapturePlan]) -> Chain {
+fn postrouting(egress: &[&CapturePlan]) -> Chain {
     let refuse = [Statement::Count(REFUSED.into()), Statement::Drop];
     let mut rules = vec![
         Rule::new([Match::OifLo], [Statement::Return], "stays on this host"),
@@ -211,32 +214,25 @@ fn postrouting(plan: &RulesPlan, egress: &[&CapturePlan]) -> Chain {
             "marked, yet on a wire: rule, route, bound device or scope",
         ),
         Rule::new([Match::CtMark(CAPTURED_MASK, Mark(CAPTURED_BASE), true)], refuse.clone(), "captured flow on a wire"),
+        Rule::new([Match::CtMark(MARK_MASK, SPOOFED, true)], refuse, "tuple between us and the service on a wire"),
     ];
-    rules.push(Rule::new(
-        [Match::CtMark(MARK_MASK, SPOOFED, true)],
-        refuse.clone(),
-        "tuple between us and the service on a wire",
-    ));
-    for c in egress {
-        let marks: Vec<Match> = plan.egress_marks().into_iter().map(|m| Match::Mark(MARK_MASK, m, false)).collect();
-        let rows = || c.captured().conditions(End::Source, Transport::Tcp, Scope::Local);
-        let of_table = [Statement::Count(c.refused_counter()), Statement::Drop];
-        rules.extend(each(
-            c.excluded().conditions(End::Source, Transport::Tcp, Scope::Local),
-            &[],
-            &[],
-            &[Statement::Return],
-            "excluded",
-        ));
-        let with = |extra: Match| marks.iter().cloned().chain([extra]).collect::<Vec<_>>();
-        rules.extend(each(
-            rows(),
-            &[],
-            &with(Match::CtMark(MARK_MASK, LOCAL_CLIENT, false)),
-            &of_table,
-            "only our sockets answer from a captured port",
-        ));
-        rules.extend(each(rows(), &[], &with(Match::CtUnknown), &of_table, "no connection mark to look at"));
-    }
+    rules.extend(each_asked("from", egress));
     Chain::base("protect_postrouting", HookKind::Filter, HookPoint::Postrouting, Priority::Mangle, rules)
+}
+
+fn from(plan: &RulesPlan, c: &CapturePlan) -> Chain {
+    let marks: Vec<Match> = plan.egress_marks().into_iter().map(|m| Match::Mark(MARK_MASK, m, false)).collect();
+    let rows = || c.captured().conditions(End::Source, Transport::Tcp, Scope::Local);
+    let refuse = [Statement::Count(c.refused_counter()), Statement::Drop];
+    let with = |extra: Match| marks.iter().cloned().chain([extra]).collect::<Vec<_>>();
+    let mut rules = excluded(c, End::Source, Transport::Tcp, Scope::Local);
+    rules.extend(each(
+        rows(),
+        &[],
+        &with(Match::CtMark(MARK_MASK, LOCAL_CLIENT, false)),
+        &refuse,
+        "only our sockets answer from a captured port",
+    ));
+    rules.extend(each(rows(), &[], &with(Match::CtUnknown), &refuse, "no connection mark to look at"));
+    Chain::plain(format!("from_{}", c.ident), rules)
 }

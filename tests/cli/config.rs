@@ -1,0 +1,88 @@
+//! Wrong files and missing rights.
+
+use std::process::Command;
+
+use super::lab::{TO_SERVER, ingress, ingress_mapping};
+use super::netns::{World, run, tngctl, tngd, traces};
+use super::tools::{ctl, daemon, expect, write};
+
+/// An unprivileged user that every system has.
+const NOBODY: &str = "65534";
+
+#[test]
+fn a_wrong_file_is_status_78_with_its_place_whatever_command_reads_it() {
+    let world = World::new();
+    let host = &world.client;
+    let file = write(host, "bad", "# comment\n[[ingress]]\nname = \"in\"\nnonsense = 1\n");
+    let place = format!("{file}:4:1");
+    for args in [&["check"][..], &["run"], &["serve"], &["net", "up"], &["guard"]] {
+        let out = daemon(host, &[args, &[&file]].concat(), &[]);
+        expect(&out, 78, &[&place, "nonsense"]);
+    }
+    for args in [&["check"][..], &["rules"], &["reload"]] {
+        expect(&ctl(host, &[args, &[&file]].concat()), 78, &[&place, "nonsense"]);
+    }
+    let torn = write(host, "torn", "[[ingress]\n");
+    expect(&daemon(host, &["check", &torn], &[]), 78, &[&format!("{torn}:1:")]);
+    let absent = host.config_dir().join("absent.toml");
+    expect(&daemon(host, &["run", &absent.to_string_lossy()], &[]), 78, &["absent.toml"]);
+    assert_eq!(traces(host), "");
+}
+
+#[test]
+fn every_error_of_a_file_comes_at_once_and_as_json_too() {
+    let world = World::new();
+    let host = &world.client;
+    let bad =
+        ingress(TO_SERVER).replacen("port = 8080", "port = 0", 1).replace("allow_sample = true", "allow_sampel = true");
+    let file = write(host, "bad", &bad);
+    let out = ctl(host, &["check", "--json", &file]);
+    assert_eq!(out.status.code(), Some(78), "{}{}", out.stdout, out.stderr);
+    let json: serde_json::Value = serde_json::from_str(&out.stdout).expect("JSON on standard output alone");
+    let text = json.to_string();
+    assert!(text.contains("allow_sampel") && text.contains("port"), "both errors: {text}");
+    let good = write(host, "good", &ingress(TO_SERVER));
+    let out = ctl(host, &["check", "--json", &good]);
+    assert_eq!(out.status.code(), Some(0), "{}", out.stderr);
+    serde_json::from_str::<serde_json::Value>(&out.stdout).expect("JSON");
+}
+
+#[test]
+fn without_privileges_rules_are_status_77_and_a_low_port_says_what_it_needs() {
+    let world = World::new();
+    let host = &world.client;
+    // A copy: the tree that cargo built in may be closed to other users.
+    let dir = tempfile::tempdir().expect("directory");
+    let own = Command::new("chmod").args(["755"]).arg(dir.path()).status().expect("chmod");
+    assert!(own.success());
+    let copy = |from: std::path::PathBuf| {
+        let to = dir.path().join(from.file_name().expect("name"));
+        std::fs::copy(from, &to).expect("copy of the program");
+        to.to_string_lossy().into_owned()
+    };
+    let (daemon, tool) = (copy(tngd()), copy(tngctl()));
+    let as_nobody = |program: &str, args: &[&str]| {
+        let user = [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")];
+        let mut words = vec![user[0].as_str(), user[1].as_str(), "--clear-groups", program];
+        words.extend(args);
+        run(host.command("setpriv", &words))
+    };
+    let file = write(host, "in", &ingress(TO_SERVER));
+    for args in [&["run"][..], &["net", "up"], &["net", "down"], &["guard"]] {
+        expect(&as_nobody(&daemon, &[args, &[&file]].concat()), 77, &["root", "[not-permitted]"]);
+    }
+    expect(&as_nobody(&tool, &["reload", &file]), 77, &["root"]);
+    expect(&as_nobody(&tool, &["check", &file]), 0, &[]);
+    assert_eq!(traces(host), "");
+    let mapping = write(host, "map", &ingress_mapping("127.0.0.1:70", "203.0.113.2:8080"));
+    // Nobody may write where root's instances live; with a place of its own only the low port is in the way.
+    let place = dir.path().join("run");
+    std::fs::create_dir(&place).expect("directory");
+    let owned = Command::new("chown").arg(NOBODY).arg(&place).status().expect("chown");
+    assert!(owned.success());
+    host.sysctl(&[("net/ipv4/ip_unprivileged_port_start", "1024")]);
+    let user = [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")];
+    let mut command = host.command("setpriv", &[&user[0], &user[1], "--clear-groups", &daemon, "run", &mapping]);
+    command.env("TNG_RUNTIME_DIR", &place);
+    expect(&run(command), 1, &["127.0.0.1:70", "ports below 1024 need root or a socket unit"]);
+}

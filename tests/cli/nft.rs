@@ -1,0 +1,109 @@
+//! nft is missing, or fails in the middle.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::lab::{Lab, TO_SERVER, ingress};
+use super::netns::{Connect, Host, Tng, kernel_state, run, tngctl, traces};
+use super::table::Fate;
+use super::tools::{daemon, expect, write};
+
+/// A program in nft's place that fails at its `n`th call, once, and is nft at all others.
+fn failing_at(host: &Host, n: usize) -> String {
+    let dir = host.config_dir().with_file_name("nft");
+    std::fs::create_dir_all(&dir).expect("directory");
+    let (script, count) = (dir.join("nft"), dir.join("calls"));
+    let _ = std::fs::remove_file(&count);
+    // One line for each call; the lengths of two calls at once would still differ.
+    let text = format!(
+        "#!/bin/sh\necho call >>{count}\nif [ $(wc -l <{count}) -eq {n} ]; then\n\
+         echo 'Error: no memory for this test' >&2; exit 1\nfi\nexec nft \"$@\"\n",
+        count = count.display()
+    );
+    std::fs::write(&script, text).expect("script");
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("executable");
+    script.to_string_lossy().into_owned()
+}
+
+#[test]
+fn a_missing_nft_is_named_and_nothing_is_left() {
+    let lab = Lab::new();
+    let host = &lab.world.client;
+    let file = write(host, "in", &ingress(TO_SERVER));
+    let before = kernel_state(host);
+    for args in [&["run"][..], &["net", "up"], &["guard"]] {
+        let out = daemon(host, &[args, &[&file]].concat(), &[("TNG_NFT", "/nonexistent/nft")]);
+        expect(&out, 1, &["/nonexistent/nft: not found; install it: apt install nftables", "[nft-missing]"]);
+        assert_eq!(traces(host), "", "{args:?}");
+    }
+    assert_eq!(kernel_state(host), before);
+}
+
+/// However far the start got, the one call that failed ends it, and nothing is left.
+#[test]
+fn an_nft_that_fails_at_any_call_of_a_start_leaves_nothing() {
+    let lab = Lab::new();
+    let host = &lab.world.client;
+    let file = write(host, "in", &ingress(TO_SERVER));
+    let before = kernel_state(host);
+    for command in ["run", "net-up"] {
+        let args: &[&str] = if command == "run" { &["run", &file] } else { &["net", "up", &file] };
+        let mut failures = 0;
+        for n in 1.. {
+            assert!(n < 30, "{command}: nft is called without end");
+            let script = failing_at(host, n);
+            let env = [("TNG_NFT", script.as_str())];
+            if command == "run" {
+                let mut tng = Tng::spawn_with(host, "in", &ingress(TO_SERVER), &[], &env);
+                super::netns::wait_until(std::time::Duration::from_secs(15), || {
+                    tng.is_ready() || tng.exited().is_some()
+                });
+                if tng.exited().is_none() {
+                    assert!(tng.is_ready(), "call {n}: {}", tng.output());
+                    assert!(tng.stop().success());
+                    assert_eq!(traces(host), "");
+                    break;
+                }
+                assert_eq!(tng.wait().code(), Some(1), "call {n}: {}", tng.output());
+                assert!(tng.output().contains("nft-refused"), "call {n}: {}", tng.output());
+            } else {
+                let out = daemon(host, args, &env);
+                if out.ok() {
+                    daemon(host, &["net", "down", &file], &[]).expect_ok();
+                    break;
+                }
+                expect(&out, 1, &["[nft-refused]", "no memory for this test"]);
+            }
+            failures += 1;
+            assert_eq!(kernel_state(host), before, "{command}, call {n}");
+            assert_eq!(traces(host), "", "{command}, call {n}");
+        }
+        assert!(failures >= 3, "{command}: only {failures} calls of nft were met");
+    }
+}
+
+#[test]
+fn an_nft_that_fails_at_any_call_of_a_reload_keeps_the_old_rules() {
+    let lab = Lab::new();
+    let host = &lab.world.client;
+    let (tng, _egress) = lab.start();
+    let before = kernel_state(host);
+    tng.write_config(&ingress(&format!("{TO_SERVER}, {}", TO_SERVER.replace("8080", "9090"))));
+    let mut failures = 0;
+    for n in 1.. {
+        assert!(n < 30, "nft is called without end");
+        let mut command = host.command(tngctl(), &["reload", "in"]);
+        command.env("TNG_NFT", failing_at(host, n));
+        let out = run(command);
+        if out.ok() {
+            break;
+        }
+        failures += 1;
+        expect(&out, 1, &["[nft-refused]"]);
+        assert_eq!(kernel_state(host), before, "call {n}");
+        let seen = lab.each(|family| lab.exchange(family, &Connect::default()));
+        assert!(seen.iter().all(|s| s.fate == Fate::Delivered && s.plaintext.is_none()), "call {n}: {seen:?}");
+    }
+    assert!(failures >= 2, "only {failures} calls of nft were met");
+    assert!(tng.stop().success());
+    assert_eq!(traces(host), "");
+}

@@ -1,0 +1,127 @@
+//! An attestation agent beside the egress, an attestation service beside the ingress, and their bad days.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::netns::{Family, Host, Proc, Tng, World, fresh_hex, wait_for, wait_until};
+use super::programs::*;
+
+const START: Duration = Duration::from_secs(10);
+const SERVICE: &str = "127.0.0.1:8500";
+
+/// A program of examples/, which `cargo test` builds beside the tests.
+fn example(name: &str) -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_tngd")).with_file_name("examples").join(name);
+    assert!(program.exists(), "no {}: run cargo build --examples", program.display());
+    program
+}
+
+fn start(host: &Host, name: &str, args: &[&str]) -> Proc {
+    let proc = Proc::spawn(host.command(example(name), args));
+    wait_for(name, START, || proc.output().starts_with("ready"));
+    proc
+}
+
+fn agent(host: &Host, socket: &Path, mode: &str) -> Proc {
+    // A killed agent leaves its socket; a real one removes it when it starts again.
+    let _ = std::fs::remove_file(socket);
+    start(host, "fake_aa", &[&socket.to_string_lossy(), mode])
+}
+
+fn last_refusal(tng: &Tng<'_>) -> String {
+    let status: Value = serde_json::from_str(&tng.ctl(&["status", "--json"]).stdout).expect("JSON");
+    status[0]["endpoints"][0]["last_refusal"]["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+/// The tunnel carries a page over both families, unseen.
+#[track_caller]
+fn accepted(world: &World, sides: [&Tng<'_>; 2]) {
+    for family in Family::BOTH {
+        let path = format!("/attested-{}", fresh_hex());
+        let got = curl(&world.client, &socket_addr(&world.server, family, 8080), &path);
+        let said = || sides.map(|side| side.ctl(&["status"]).stdout + &side.output()).join("\n");
+        assert!(got.ok(), "{family:?}: {}\n{}", got.stderr, said());
+        assert!(!world.saw(&path), "{family:?}: nothing is on the wire");
+    }
+}
+
+/// It carries nothing, and `side` says why.
+#[track_caller]
+fn refused(world: &World, side: &Tng<'_>, reason: &str) {
+    for family in Family::BOTH {
+        let path = format!("/attested-{}", fresh_hex());
+        let got = curl(&world.client, &socket_addr(&world.server, family, 8080), &path);
+        assert!(!got.ok(), "{family:?}: refused for {reason}, but got {}", got.stdout);
+        assert!(!world.saw(&path), "{family:?}: nothing is on the wire");
+        // The peer's reset may reach curl before the record of why is written.
+        let told = wait_until(START, || last_refusal(side) == reason);
+        assert!(
+            told,
+            "{family:?}: {reason} is not {}
+{}",
+            last_refusal(side),
+            side.output()
+        );
+        let text = side.ctl(&["status"]).stdout;
+        assert!(text.contains(&format!("refused      {reason} ")), "{text}");
+    }
+}
+
+#[test]
+fn agent_and_service_decide_and_each_of_their_bad_days_is_a_refusal_with_its_reason() {
+    let world = World::new();
+    let _nginx = Nginx::usual(&world.server);
+    let socket = world.server.dir().join("aa.sock");
+    let attest = format!("[egress.attest]\naa_addr = \"unix://{}\"\nrefresh_interval = \"0s\"\n", socket.display());
+    let ca = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/coco/as-ca.pem");
+    let verify = format!(
+        "[ingress.verify]\nas_addr = \"http://{SERVICE}/\"\npolicy_ids = [\"default\"]\ntrusted_certs = [\"{ca}\"]\n\
+         allow_sample = true\n"
+    );
+    let aa = agent(&world.server, &socket, "good");
+    let appraiser = start(&world.client, "fake_as", &[SERVICE, "affirming"]);
+    let egress = Tng::start(&world.server, "out", &egress(8080, "", &attest));
+    let ingress = Tng::start(&world.client, "in", &ingress(TO_SERVER, &verify));
+    accepted(&world, [&ingress, &egress]);
+    let status: Value = serde_json::from_str(&ingress.ctl(&["status", "--json"]).expect_ok()).expect("JSON");
+    let verdict = &status[0]["endpoints"][0]["verdicts"][0];
+    assert_eq!((&verdict["verifier"], &verdict["policy_ids"][0]), (&"as".into(), &"default".into()), "{verdict}");
+
+    drop(appraiser);
+    refused(&world, &ingress, "as-unreachable");
+    for (mode, reason) in [
+        ("contraindicated", "token-status-contraindicated"),
+        ("stranger", "token-untrusted-signer"),
+        ("wrong-runtime-data", "token-runtime-data"),
+    ] {
+        let _appraiser = start(&world.client, "fake_as", &[SERVICE, mode]);
+        refused(&world, &ingress, reason);
+    }
+    let _appraiser = start(&world.client, "fake_as", &[SERVICE, "affirming"]);
+    accepted(&world, [&ingress, &egress]);
+
+    drop(aa);
+    refused(&world, &egress, "aa-unreachable");
+    let aa = agent(&world.server, &socket, "other-key");
+    refused(&world, &ingress, "as-rejected");
+    drop(aa);
+    let _aa = agent(&world.server, &socket, "good");
+    accepted(&world, [&ingress, &egress]);
+}
+
+#[test]
+fn evidence_that_was_made_for_another_key_is_refused_without_a_service_too() {
+    let world = World::new();
+    let _nginx = Nginx::usual(&world.server);
+    let socket = world.server.dir().join("aa.sock");
+    let attest = format!("[egress.attest]\naa_addr = \"unix://{}\"\nrefresh_interval = \"0s\"\n", socket.display());
+    let aa = agent(&world.server, &socket, "other-key");
+    let egress = Tng::start(&world.server, "out", &egress(8080, "", &attest));
+    let ingress = Tng::start(&world.client, "in", &ingress(TO_SERVER, VERIFY));
+    refused(&world, &ingress, "evidence-report-data");
+    drop(aa);
+    let _aa = agent(&world.server, &socket, "good");
+    accepted(&world, [&ingress, &egress]);
+}
