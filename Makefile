@@ -1,7 +1,7 @@
 # One target a task. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help build lint test demo bench completions clean
+.PHONY: list-test-packages help build lint test demo bench completions clean
 
 CARGO ?= cargo
 # What building needs beside Rust, what the tests and the demonstration run, and what the benchmark compares tng with.
@@ -29,6 +29,9 @@ test: ## all tests; needs root for the network namespaces
 	@packaging/install-packages $(TEST_PACKAGES)
 	@[ "$$(id -u)" = 0 ] || { echo "make test: needs root for network namespaces: sudo make test" >&2; exit 1; }
 	packaging/count-tests $(CARGO) test --locked --no-fail-fast --features failpoints
+
+list-test-packages:
+	@echo $(TEST_PACKAGES)
 
 demo: ## two hosts, a real web server, the tunnel between them, and what happens when things break
 	@packaging/install-packages $(TEST_PACKAGES)

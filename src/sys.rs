@@ -63,22 +63,6 @@ pub fn adopt(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// IPV6_TRANSPARENT (linux/in6.h): bind and accept for addresses that are not ours. Needs CAP_NET_RAW.
-pub fn set_ipv6_transparent(socket: &impl AsRawFd) -> io::Result<()> {
-    const IPV6_TRANSPARENT: libc::c_int = 75;
-    let on: libc::c_int = 1;
-    // SAFETY: the pointer is to a c_int that lives for the call, and the length is its size.
-    done(unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IPV6,
-            IPV6_TRANSPARENT,
-            (&raw const on).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    })
-}
-
 fn owned(ret: libc::c_long) -> io::Result<OwnedFd> {
     if ret < 0 {
         return Err(io::Error::last_os_error());

@@ -60,7 +60,7 @@ fn reasons() -> BTreeSet<String> {
                 out.extend(literals(&body[..end]));
             }
         }
-        for marker in ["reason = \"", ".write(\""] {
+        for marker in ["reason = \"", ".write(\"", "REASON: &str = \""] {
             for (at, _) in text.match_indices(marker) {
                 let rest = &text[at + marker.len()..];
                 out.extend(rest.split('"').next().map(str::to_owned));

@@ -146,8 +146,7 @@ pub(crate) fn up_locked(
             // A transaction that failed changed nothing, so a running instance is as it was.
             let _ = lock.store(&before);
             if !was_up {
-                let _ = nft::apply(&render::removal(&plan.capture_table()));
-                let _ = remove_routes_if_last();
+                let _ = remove_rules(paths, &config.instance);
                 if before.get(&config.instance).is_none() {
                     paths.remove_instance(&config.instance);
                 }

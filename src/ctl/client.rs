@@ -17,7 +17,7 @@ pub enum CtlError {
     #[error("{path}: not running", path = .0.display())]
     NotRunning(PathBuf),
     /// The caller may not open the socket.
-    #[error("{path}: permission denied; ask as root or as a member of group tng", path = .0.display())]
+    #[error("{path}: permission denied; ask as root or as the user that the instance runs as", path = .0.display())]
     Denied(PathBuf),
     /// The conversation failed.
     #[error("{path}: {error}", path = .path.display())]

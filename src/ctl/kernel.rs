@@ -61,7 +61,9 @@ fn examine(paths: &Paths, name: &InstanceName, problems: &mut Vec<String>) -> Re
     }
     let guard_table = guard_table_name(name);
     if !guard::is_running(paths, name) {
-        problems.push(format!("the guard is not running; start it: systemctl start tng-guard@{name}"));
+        problems.push(format!(
+            "the guard is not running; start it: tngd guard {name}, or systemctl start tng-guard@{name}"
+        ));
     } else if !observe::table_exists(&guard_table)? {
         problems.push(format!("the guard's table inet {guard_table} does not exist"));
     }

@@ -6,23 +6,24 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::handoff::{self, Answer, Request};
+use super::api_sockets::{self, ApiSockets, SocketError};
 use super::listeners::{self, ListenerError};
+use super::refusing::Refusing;
+use super::takeover;
 use super::{
     BoundListener, ControlState, DataPlane, DataPlaneError, Paths, PrivilegeError, State, find_user, give_up,
     raise_descriptor_limit, serve_control,
 };
-use crate::capture::allocation::{AllocationError, Allocations, InstanceSlots};
+use crate::capture::allocation::{AllocationError, Allocations};
 use crate::config::{self, Config, InstanceName};
 use crate::{failpoint, sys};
 
@@ -90,6 +91,12 @@ impl ServeError {
     }
 }
 
+impl From<SocketError> for ServeError {
+    fn from((what, source): SocketError) -> Self {
+        ServeError::Io { what, source }
+    }
+}
+
 fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> ServeError {
     let what = what.into();
     |source| ServeError::Io { what, source }
@@ -117,7 +124,8 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
         None => (listeners::assemble(&listeners::specs(&config, slots.as_ref())?, inherited)?, Vec::new()),
         Some(_) => (Vec::new(), inherited),
     };
-    let sockets = Sockets::bind(&paths, &config, user.map(|(uid, _)| uid.as_raw()))?;
+    let uid = user.map_or_else(nix::unistd::geteuid, |(uid, _)| uid).as_raw();
+    let control_tcp = api_sockets::prepare(&paths, &config, uid)?;
     if let Err(error) = raise_descriptor_limit() {
         tracing::warn!(reason = "descriptor-limit", %error, "the limit of descriptors stays low");
     }
@@ -125,6 +133,7 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
     if let Some(supervisor) = options.supervisor {
         follow(supervisor).map_err(io_error("follow tngd run"))?;
     }
+    let sockets = api_sockets::bind(&paths, &config, control_tcp)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io_error("start the runtime"))?;
     runtime.block_on(live(config, path, bound, refusing, sockets, problem))
@@ -151,79 +160,15 @@ fn follow(supervisor: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// The unix sockets of an instance, and the TCP one if configured.
-struct Sockets {
-    control: UnixListener,
-    control_tcp: Option<TcpListener>,
-    handoff: UnixListener,
-}
-
-impl Sockets {
-    fn bind(paths: &Paths, config: &Config, uid: Option<u32>) -> Result<Self, ServeError> {
-        let dir = paths.instance_dir(&config.instance);
-        let uid = uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
-        paths.make_instance_dir(&config.instance, uid).map_err(io_error(dir.display().to_string()))?;
-        let control = bind_unix(&paths.control_socket(&config.instance), 0o660, uid)?;
-        let handoff = bind_unix(&paths.handoff_socket(&config.instance), 0o600, uid)?;
-        let control_tcp = config
-            .control_listen
-            .map(|addr| TcpListener::bind(addr).map_err(io_error(format!("control API on {addr}"))))
-            .transpose()?;
-        Ok(Self { control, control_tcp, handoff })
-    }
-}
-
-/// A socket file that another process listens on is not taken away from it.
-fn bind_unix(path: &Path, mode: u32, uid: u32) -> Result<UnixListener, ServeError> {
-    let named = || path.display().to_string();
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        let taken = io::Error::new(io::ErrorKind::AddrInUse, "this instance is running already");
-        return Err(ServeError::Io { what: named(), source: taken });
-    }
-    let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path).map_err(io_error(named()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io_error(named()))?;
-    std::os::unix::fs::lchown(path, Some(uid), None).map_err(io_error(named()))?;
-    listener.set_nonblocking(true).map_err(io_error(named()))?;
-    Ok(listener)
-}
-
 /// What the life cycle holds.
-struct Life {
-    control: Arc<ControlState>,
-    plane: Arc<DataPlane>,
-    instance: InstanceName,
-    path: PathBuf,
-    refusing: Mutex<Refusing>,
-}
-
-/// Inherited sockets on which everything is refused, until a good configuration takes them over.
-struct Refusing {
-    sockets: Vec<(SocketAddr, TcpListener)>,
-    over: CancellationToken,
-}
-
-impl Refusing {
-    fn start(sockets: Vec<(SocketAddr, TcpListener)>) -> Self {
-        let over = CancellationToken::new();
-        for (addr, socket) in &sockets {
-            match socket.try_clone().and_then(tokio::net::TcpListener::from_std) {
-                Ok(listener) => drop(tokio::spawn(refuse(listener, over.clone()))),
-                Err(error) => tracing::error!(reason = "refuse-failed", %addr, %error, "clients will hang"),
-            }
-        }
-        Self { sockets, over }
-    }
-
-    fn duplicates(&self) -> io::Result<Vec<(SocketAddr, TcpListener)>> {
-        self.sockets.iter().map(|(addr, socket)| Ok((*addr, socket.try_clone()?))).collect()
-    }
-
-    /// The sockets are served, or asked for by nobody and closed.
-    fn end(&mut self) {
-        self.over.cancel();
-        self.sockets.clear();
-    }
+pub(super) struct Life {
+    pub(super) control: Arc<ControlState>,
+    pub(super) plane: Arc<DataPlane>,
+    pub(super) instance: InstanceName,
+    pub(super) path: PathBuf,
+    pub(super) refusing: Mutex<Refusing>,
+    /// The line that the service manager has.
+    status: Mutex<String>,
 }
 
 async fn live(
@@ -231,7 +176,7 @@ async fn live(
     path: PathBuf,
     bound: Vec<BoundListener>,
     refusing: Vec<(SocketAddr, TcpListener)>,
-    sockets: Sockets,
+    sockets: ApiSockets,
     problem: Option<String>,
 ) -> Result<(), ServeError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
@@ -244,8 +189,10 @@ async fn live(
     let stop = CancellationToken::new();
     tokio::spawn(serve_control(control.clone(), sockets.control, sockets.control_tcp, stop.clone()));
     let handoff = tokio::net::UnixListener::from_std(sockets.handoff).map_err(io_error("handoff socket"))?;
+    let (asked, mut requests) = mpsc::channel(1);
+    tokio::spawn(takeover::receive_requests(handoff, asked));
     let refusing = Mutex::new(Refusing::start(refusing));
-    let life = Life { control, plane, instance: config.instance.clone(), path, refusing };
+    let life = Life { control, plane, instance: config.instance.clone(), path, refusing, status: Mutex::default() };
     stall_point("serve.ready").await;
     life.enter(State::Ready);
     let watchdog = sd_notify::watchdog_enabled();
@@ -256,8 +203,8 @@ async fn live(
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => life.reload_by_signal(),
-            _ = beat.tick() => life.heartbeat(beat.period(), watchdog.is_some()).await,
-            Ok((stream, _)) = handoff.accept() => life.take_over(stream).await,
+            _ = beat.tick() => life.heartbeat(beat.period() / 2, watchdog.is_some()).await,
+            Some(asked) = requests.recv() => life.take_over(asked),
         }
     }
     life.enter(State::Draining);
@@ -278,27 +225,9 @@ async fn stall_point(name: &str) {
     }
 }
 
-/// Accepts and resets: without a valid configuration nothing may pass, and a queue that nobody empties explains nothing.
-async fn refuse(listener: tokio::net::TcpListener, over: CancellationToken) {
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = over.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                tracing::warn!(target: "tng::access", reason = "config-invalid", src = %peer, "refused");
-                let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-            }
-            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
-}
-
 impl Life {
     /// The one place where the state changes and the service manager is told.
-    fn enter(&self, state: State) {
+    pub(super) fn enter(&self, state: State) {
         self.control.set_state(state);
         let status = self.status_line();
         tracing::info!(state = state.word(), "{status}");
@@ -313,6 +242,7 @@ impl Life {
             State::Starting | State::Stopped | State::Degraded => {}
         }
         notify(&notes);
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
     }
 
     fn status_line(&self) -> String {
@@ -334,147 +264,16 @@ impl Life {
         } else if watchdog {
             notify(&[NotifyState::Watchdog]);
         }
-        let before = self.control.worker_problem();
-        if before != problem {
-            self.control.set_worker_problem(problem);
-            let line = self.status_line();
+        self.control.set_worker_problem(problem);
+        // Evidence or a worker may have failed or come back since.
+        let line = self.status_line();
+        let mut told = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        if *told != line {
             notify(&[NotifyState::Status(&line)]);
+            *told = line;
         }
-    }
-
-    /// SIGHUP to a bare `serve`: it may not change rules or open privileged ports, so it takes only what needs neither.
-    fn reload_by_signal(&self) {
-        self.enter(State::Reloading);
-        let result = config::load(&self.path).map_err(|report| report.to_string()).and_then(|loaded| {
-            let old = self.plane.config();
-            if let Some(change) = needs_root(&old.0, &loaded.config) {
-                return Err(format!("{change}; as root: tngctl reload {}", self.instance));
-            }
-            self.apply(&loaded.config, Vec::new(), None)
-        });
-        self.finish_reload(result);
-    }
-
-    /// One request of [`handoff`].
-    async fn take_over(&self, stream: tokio::net::UnixStream) {
-        let Ok(mut stream) = stream.into_std() else { return };
-        if !handoff::is_trusted(&stream) {
-            tracing::warn!(reason = "handoff-refused", "a reload was asked for by neither root nor our own user");
-            return;
-        }
-        let received = tokio::task::spawn_blocking(move || handoff::receive(&mut stream).map(|r| (r, stream))).await;
-        let Ok(Ok(((request, passed), stream))) = received else { return };
-        let answer = self.answer(&request, passed);
-        let _ = handoff::answer(stream, &answer);
-    }
-
-    fn answer(&self, request: &Request, passed: Vec<(SocketAddr, TcpListener)>) -> Answer {
-        let parsed = config::parse(self.instance.clone(), &request.source, &request.text);
-        let config = match parsed {
-            Ok(loaded) => loaded.config,
-            Err(report) => {
-                let error = report.to_string();
-                self.control.set_reload_error(Some(error.clone()));
-                return Answer { error: Some(error), missing: Vec::new() };
-            }
-        };
-        if !request.apply {
-            return match self.missing(&config, request.slots.as_ref()) {
-                Ok(missing) => Answer { error: None, missing },
-                Err(e) => Answer { error: Some(e), missing: Vec::new() },
-            };
-        }
-        self.enter(State::Reloading);
-        let result = self.apply(&config, passed, request.slots.as_ref());
-        self.finish_reload(result.clone());
-        Answer { error: result.err(), missing: Vec::new() }
-    }
-
-    /// Listeners that a configuration needs and nobody here has.
-    fn missing(&self, config: &Config, slots: Option<&InstanceSlots>) -> Result<Vec<SocketAddr>, String> {
-        self.keeps_control(config)?;
-        let have = self.listeners()?;
-        let specs = listeners::specs(config, slots).map_err(|e| e.to_string())?;
-        Ok(specs.into_iter().map(|s| s.addr).filter(|a| !have.iter().any(|(local, _)| local == a)).collect())
-    }
-
-    /// Duplicates of all listeners that are here: served ones, and those on which everything is refused.
-    fn listeners(&self) -> Result<Vec<(SocketAddr, TcpListener)>, String> {
-        let served = self.plane.listeners().map_err(|e| e.to_string())?.into_iter().map(|l| (l.local, l.listener));
-        let refusing = self.refusing.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(served.chain(refusing.duplicates().map_err(|e| e.to_string())?).collect())
-    }
-
-    fn apply(
-        &self,
-        config: &Config,
-        passed: Vec<(SocketAddr, TcpListener)>,
-        slots: Option<&InstanceSlots>,
-    ) -> Result<(), String> {
-        let own = Allocations::load(&Paths::current()).ok().and_then(|a| a.get(&config.instance).cloned());
-        let specs = listeners::specs(config, slots.or(own.as_ref())).map_err(|e| e.to_string())?;
-        self.keeps_control(config)?;
-        let mut have = self.listeners()?;
-        have.retain(|(addr, _)| specs.iter().any(|s| s.addr == *addr));
-        have.extend(passed);
-        if matches!(failpoint::at("reload.daemon"), Some(failpoint::Action::Error)) {
-            return Err("failpoint reload.daemon".to_owned());
-        }
-        let bound = listeners::assemble(&specs, have).map_err(|e| e.to_string())?;
-        self.plane.reload(config, bound).map_err(|e| e.to_string())?;
-        self.refusing.lock().unwrap_or_else(PoisonError::into_inner).end();
-        Ok(())
-    }
-
-    /// The control API's TCP socket is bound once. An instance that refuses everything never had one to lose.
-    fn keeps_control(&self, config: &Config) -> Result<(), String> {
-        let refusing = !self.refusing.lock().unwrap_or_else(PoisonError::into_inner).sockets.is_empty();
-        if refusing || config.control_listen == self.plane.config().0.control_listen {
-            return Ok(());
-        }
-        Err("control.listen changed, which only a restart takes over".to_owned())
-    }
-
-    fn finish_reload(&self, result: Result<(), String>) {
-        match &result {
-            Ok(()) => tracing::info!("configuration taken over"),
-            Err(error) => tracing::error!(reason = "reload-failed", %error, "the old configuration goes on"),
-        }
-        if result.is_ok() {
-            self.control.set_problems(Vec::new());
-        }
-        self.control.set_reload_error(result.err());
-        self.enter(State::Ready);
     }
 }
-
-/// What of a change only root can do, in words.
-fn needs_root(old: &Config, new: &Config) -> Option<String> {
-    use crate::config::Mode;
-    let listeners = |c: &Config| -> Vec<(IpAndPorts, String)> {
-        let mapping = |e: &config::Endpoint| match &e.mode {
-            Mode::Mapping(m) => Some(((m.listen_addr, m.listen_ports), e.name.to_string())),
-            Mode::Netfilter(_) => None,
-        };
-        c.endpoints.iter().filter_map(mapping).collect()
-    };
-    let captures = |c: &Config| -> Vec<_> {
-        let netfilter = |e: &config::Endpoint| match &e.mode {
-            Mode::Netfilter(n) => Some((e.name.clone(), e.side, n.clone())),
-            Mode::Mapping(_) => None,
-        };
-        c.endpoints.iter().filter_map(netfilter).collect()
-    };
-    if captures(old) != captures(new) {
-        return Some("captures changed, which only root can apply".to_owned());
-    }
-    if listeners(old) != listeners(new) {
-        return Some("listeners changed, which only root can hand over".to_owned());
-    }
-    None
-}
-
-type IpAndPorts = (std::net::IpAddr, config::PortRange);
 
 /// Failing to reach the service manager must not stop the service.
 fn notify(notes: &[NotifyState]) {

@@ -138,11 +138,7 @@ fn try_bind(spec: &ListenerSpec) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     if spec.transparent {
-        if spec.addr.is_ipv4() {
-            socket.set_ip_transparent_v4(true)?
-        } else {
-            crate::sys::set_ipv6_transparent(&socket)?
-        }
+        if spec.addr.is_ipv4() { socket.set_ip_transparent_v4(true)? } else { socket.set_ip_transparent_v6(true)? }
     }
     if let Some(mark) = spec.mark {
         socket.set_mark(mark.0)?;

@@ -1,5 +1,6 @@
 //! Life cycle, listeners, privileges, control API, metrics.
 
+mod api_sockets;
 mod connections;
 mod control;
 mod dataplane;
@@ -15,10 +16,12 @@ mod memory;
 mod metrics;
 mod paths;
 mod privileges;
+mod refusing;
 pub mod reload;
 mod stats;
 mod status;
 pub mod supervisor;
+mod takeover;
 mod worker;
 
 pub use connections::{ConnState, Connection, Connections};

@@ -24,7 +24,7 @@ pub enum ReloadError {
     #[error("{0}")]
     Config(#[from] config::Report),
     /// There is nothing to reload.
-    #[error("instance {0} is not running; start it: systemctl start tng@{0}")]
+    #[error("instance {0} is not running; start it: tngd run {0}, or systemctl start tng@{0}")]
     NotRunning(String),
     /// The data plane cannot be reached.
     #[error("the data plane cannot be reached: {0}")]
@@ -79,8 +79,10 @@ pub struct Reloaded {
 
 /// Replaces the configuration of a running instance by what `path` says now.
 pub fn reload(paths: &Paths, path: &Path) -> Result<Reloaded, ReloadError> {
-    let loaded = config::load(path)?;
+    config::load(path)?;
     let text = std::fs::read_to_string(path).map_err(ReloadError::Handoff)?;
+    // Of the very text that the data plane will get: the file may be written again in the meantime.
+    let loaded = config::parse(config::instance_of(path)?, path, &text)?;
     let config = loaded.config;
     let mut done = Reloaded { warnings: loaded.warnings.iter().map(ToString::to_string).collect() };
     let lock = Locked::acquire(paths)?;

@@ -22,7 +22,7 @@ const TRIES: u32 = 8;
 /// A wall clock that is set while the timer sleeps is noticed after this time.
 const MAX_NAP: Duration = Duration::from_secs(30);
 /// Slug of a verdict that ended while nobody answered.
-const VERDICT_EXPIRED: &str = "verdict-expired";
+const EXPIRED_REASON: &str = "verdict-expired";
 
 /// The verdict in force on a peer; renewal replaces it.
 pub type CurrentVerdict = Arc<ArcSwap<Verdict>>;
@@ -40,7 +40,7 @@ pub struct Withdrawn {
 impl Withdrawn {
     /// The verdict ended and nobody said more.
     pub fn expired() -> Self {
-        Self { reason: VERDICT_EXPIRED, text: "the peer's verdict has ended".into() }
+        Self { reason: EXPIRED_REASON, text: "the peer's verdict has ended".into() }
     }
 }
 
@@ -242,7 +242,7 @@ fn expired(failure: Option<ChannelError>, certificate_over: bool) -> Withdrawn {
         }
         None => Withdrawn::expired(),
         Some(error) => {
-            let reason = if error.is_silence() { VERDICT_EXPIRED } else { error.reason() };
+            let reason = if error.is_silence() { EXPIRED_REASON } else { error.reason() };
             Withdrawn { reason, text: format!("the peer's verdict has ended: {error}") }
         }
     }

@@ -15,6 +15,9 @@ use super::wait::wait_until;
 /// More output than this is cut: a program gone wild must not eat the test's memory.
 const MAX_OUTPUT: usize = 1 << 20;
 
+/// How long the output of a program that ended may take to arrive.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// What a finished program left.
 #[derive(Debug)]
 pub struct Output {
@@ -111,7 +114,11 @@ impl Proc {
         let start = Instant::now();
         wait_until(deadline, || self.exited().is_some());
         match self.exited() {
-            Some(status) => status,
+            Some(status) => {
+                // Its last words may still be in the pipe. A grandchild that holds the pipe open is not waited for.
+                wait_until(LAST_WORDS, || self.readers.iter().all(JoinHandle::is_finished));
+                status
+            }
             None => panic!("`{}` still runs after {:?}\n{}", self.command, start.elapsed(), self.output()),
         }
     }

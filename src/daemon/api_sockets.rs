@@ -1,0 +1,55 @@
+//! The sockets by which an instance is asked and steered: the control API's and the one for [`handoff`](super::handoff).
+
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use super::Paths;
+use crate::config::Config;
+
+/// Why such a socket is not there: which one, and what the kernel said.
+pub(super) type SocketError = (String, io::Error);
+
+/// The unix sockets, and the control API's TCP socket if configured.
+pub(super) struct ApiSockets {
+    pub control: UnixListener,
+    pub control_tcp: Option<TcpListener>,
+    pub handoff: UnixListener,
+}
+
+/// What must be done while the process still has its privileges: the directory, and a TCP port that may be below 1024.
+pub(super) fn prepare(paths: &Paths, config: &Config, uid: u32) -> Result<Option<TcpListener>, SocketError> {
+    let dir = paths.instance_dir(&config.instance);
+    paths.make_instance_dir(&config.instance, uid).map_err(|e| (dir.display().to_string(), e))?;
+    let tcp = |addr| TcpListener::bind(addr).map_err(|e| (format!("control API on {addr}"), e));
+    config.control_listen.map(tcp).transpose()
+}
+
+/// The rest, as the data plane's own user: in a directory that this user owns, root could be led to another file
+/// between bind and chmod.
+pub(super) fn bind(
+    paths: &Paths,
+    config: &Config,
+    control_tcp: Option<TcpListener>,
+) -> Result<ApiSockets, SocketError> {
+    let control = bind_unix(&paths.control_socket(&config.instance), 0o660)?;
+    let handoff = bind_unix(&paths.handoff_socket(&config.instance), 0o600)?;
+    Ok(ApiSockets { control, control_tcp, handoff })
+}
+
+/// A socket file that another process listens on is not taken away from it.
+fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, SocketError> {
+    let bind = || {
+        if UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "this instance is running already"));
+        }
+        let _ = std::fs::remove_file(path);
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    bind().map_err(|e| (path.display().to_string(), e))
+}
