@@ -188,7 +188,8 @@ impl Allocations {
     ) -> Result<InstanceSlots, AllocationError> {
         let mut slots = self.instances.get(config.instance.as_str()).cloned().unwrap_or_default();
         slots.owner_uid = owner_uid;
-        slots.source = config.source.clone();
+        // Absolute: another command compares with it from another directory.
+        slots.source = std::path::absolute(&config.source).unwrap_or_else(|_| config.source.clone());
         let captured: Vec<(&Endpoint, &Netfilter)> = captured(config).collect();
         let reserved = own_listeners(config);
         let is_reserved = |port: u16| reserved.iter().any(|r| r.contains(port));
@@ -394,6 +395,15 @@ mod tests {
         let mut all = Allocations::default();
         all.assign(&config("a", &[]), 0, |_| true).unwrap();
         assert_eq!(all, Allocations::default());
+    }
+
+    #[test]
+    fn the_file_is_recorded_so_that_another_directory_finds_it() {
+        let mut all = Allocations::default();
+        let mut relative = config("a", &[("x", None)]);
+        relative.source = "a.toml".into();
+        let slots = all.assign(&relative, 0, |_| true).unwrap();
+        assert_eq!(slots.source, std::env::current_dir().unwrap().join("a.toml"));
     }
 
     #[test]
