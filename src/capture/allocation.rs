@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::TcpListener;
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::marks::EndpointId;
 use super::plan::{CapturePlan, RulesPlan, listener_addrs};
-use crate::config::{Config, Endpoint, InstanceName, Mode, Netfilter, PortRange, Side};
+use crate::config::{Config, Endpoint, InstanceName, Mode, Netfilter, OnStop, PortRange, Side};
 use crate::daemon::Paths;
 
 /// First port that is tried for a listener without `listen_port`.
@@ -81,6 +82,12 @@ pub struct InstanceSlots {
     /// Of ingress endpoints that a reload removed.
     #[serde(default)]
     pub retired: Vec<Slot>,
+    /// What a clean stop leaves, by the configuration in force.
+    #[serde(default)]
+    pub on_stop: OnStop,
+    /// How long connections may go on after a stop, by the configuration in force.
+    #[serde(default)]
+    pub drain_timeout: Duration,
 }
 
 /// All instances of this network namespace.
@@ -188,6 +195,8 @@ impl Allocations {
     ) -> Result<InstanceSlots, AllocationError> {
         let mut slots = self.instances.get(config.instance.as_str()).cloned().unwrap_or_default();
         slots.owner_uid = owner_uid;
+        slots.on_stop = config.on_stop;
+        slots.drain_timeout = config.drain_timeout;
         // Absolute: another command compares with it from another directory.
         slots.source = std::path::absolute(&config.source).unwrap_or_else(|_| config.source.clone());
         let captured: Vec<(&Endpoint, &Netfilter)> = captured(config).collect();

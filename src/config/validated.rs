@@ -116,7 +116,7 @@ pub struct Config {
 }
 
 /// What a clean stop leaves for captured traffic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnStop {
     /// The direct path comes back: the operator asked for it.

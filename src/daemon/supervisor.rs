@@ -19,7 +19,7 @@ use nix::unistd::{Pid, Uid};
 
 use super::reload;
 use super::{Paths, PrivilegeError, find_user, may_administer_network};
-use crate::capture::allocation::{AllocationError, InstanceSlots};
+use crate::capture::allocation::{AllocationError, Allocations, InstanceSlots};
 use crate::capture::apply::{self, ApplyError};
 use crate::capture::guard::{Guard, GuardError};
 use crate::capture::plan::RulesPlan;
@@ -134,8 +134,8 @@ pub fn run(name_or_path: &str, user: Option<&str>) -> Result<(), RunError> {
             return Err(e);
         }
     };
-    let end = supervise(child, &signals, &paths, &path, config.drain_timeout);
-    let closed = config.on_stop == OnStop::Closed && end.is_ok();
+    let end = supervise(child, &signals, &paths, &path, &config);
+    let closed = stop_policy(&paths, &config).0 == OnStop::Closed && end.is_ok();
     if closed && captures {
         tracing::info!("on_stop = \"closed\": captured traffic is refused until the next start or net down");
     }
@@ -262,7 +262,7 @@ fn supervise(
     signals: &SignalFd,
     paths: &Paths,
     path: &Path,
-    drain: Duration,
+    config: &Config,
 ) -> Result<(), RunError> {
     let pid = Pid::from_raw(child.id().cast_signed());
     let mut stopping: Option<Instant> = None;
@@ -278,11 +278,19 @@ fn supervise(
         match next_signal(signals, stopping)? {
             Some(Signal::SIGTERM | Signal::SIGINT) => {
                 let _ = kill(pid, Signal::SIGTERM);
-                stopping.get_or_insert(Instant::now() + drain + STOP_GRACE);
+                stopping.get_or_insert(Instant::now() + stop_policy(paths, config).1 + STOP_GRACE);
             }
             Some(Signal::SIGHUP) if stopping.is_none() => reload_now(paths, path),
             _ => {}
         }
+    }
+}
+
+/// What a stop leaves and how long it may take: a reload, by whomever, has recorded what is in force.
+fn stop_policy(paths: &Paths, started_with: &Config) -> (OnStop, Duration) {
+    match Allocations::load(paths).ok().and_then(|a| a.get(&started_with.instance).cloned()) {
+        Some(slots) => (slots.on_stop, slots.drain_timeout),
+        None => (started_with.on_stop, started_with.drain_timeout),
     }
 }
 

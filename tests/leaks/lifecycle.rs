@@ -209,6 +209,19 @@ fn a_clean_stop_leaves_nothing_and_the_direct_path() {
 }
 
 #[test]
+fn a_stop_does_what_the_last_reload_says_of_it() {
+    let lab = Lab::new();
+    let (ingress_tng, _egress) = lab.start();
+    assert!(lab.each(|family| lab.exchange(family, &Connect::default())).iter().all(|s| s.fate == Fate::Delivered));
+    ingress_tng.write_config(&format!("on_stop = \"closed\"\n{}", ingress(TO_SERVER)));
+    let reloaded = ingress_tng.ctl(&["reload", "in"]);
+    assert!(reloaded.ok(), "{}", reloaded.stderr);
+    assert!(ingress_tng.stop().success());
+    let after = lab.each(|family| lab.exchange(family, &Connect::default()));
+    assert!(after.iter().all(|s| s.fate == Fate::Refused && s.plaintext.is_none()), "on_stop = closed: {after:?}");
+}
+
+#[test]
 fn one_instance_that_stops_leaves_the_others_rules() {
     let lab = Lab::new();
     for any in ["0.0.0.0", "::"] {
