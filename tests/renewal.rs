@@ -228,9 +228,8 @@ async fn all_streams_of_an_http2_tunnel_end_with_its_peer() {
         let (response, body) = send.send_request(request, false).expect("request");
         streams.push((response.await.expect("response").into_body(), body));
     }
-    tokio::time::sleep(TTL * 2).await;
-    eventually("both streams live on", || egress.open_connections() == 3).await;
-    assert!(service.appraisals() >= 2);
+    eventually("the carrier's peer is appraised again, twice", || service.appraisals() >= 3).await;
+    assert_eq!(egress.open_connections(), 3, "both streams and their carrier live on");
     service.set(REFUSING);
     for (body, _) in &mut streams {
         let end = timeout(Duration::from_secs(10), body.data()).await.expect("still open");

@@ -6,7 +6,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Paths;
 use super::handoff::{self, Answer, Request};
@@ -23,6 +23,9 @@ pub enum ReloadError {
     /// The new file has errors.
     #[error("{0}")]
     Config(#[from] config::Report),
+    /// The file was readable a moment ago, and is not now.
+    #[error("{path}: {1}", path = .0.display())]
+    File(PathBuf, io::Error),
     /// There is nothing to reload.
     #[error("instance {0} is not running; start it: tngd run {0}, or systemctl start tng@{0}")]
     NotRunning(String),
@@ -50,7 +53,7 @@ impl ReloadError {
     /// Stable slug for logs and docs.
     pub fn reason(&self) -> &'static str {
         match self {
-            ReloadError::Config(_) => "config-invalid",
+            ReloadError::Config(_) | ReloadError::File(..) => "config-invalid",
             ReloadError::NotRunning(_) => "not-running",
             ReloadError::Handoff(_) => "daemon-unreachable",
             ReloadError::Refused(_) => "reload-refused",
@@ -63,7 +66,7 @@ impl ReloadError {
     /// Exit status: 78 (EX_CONFIG), 3 when not running, else 1.
     pub fn exit_status(&self) -> u8 {
         match self {
-            ReloadError::Config(_) | ReloadError::Apply(ApplyError::Conflict(_)) => 78,
+            ReloadError::Config(_) | ReloadError::File(..) | ReloadError::Apply(ApplyError::Conflict(_)) => 78,
             ReloadError::NotRunning(_) => 3,
             _ => 1,
         }
@@ -80,7 +83,7 @@ pub struct Reloaded {
 /// Replaces the configuration of a running instance by what `path` says now.
 pub fn reload(paths: &Paths, path: &Path) -> Result<Reloaded, ReloadError> {
     config::load(path)?;
-    let text = std::fs::read_to_string(path).map_err(ReloadError::Handoff)?;
+    let text = std::fs::read_to_string(path).map_err(|e| ReloadError::File(path.to_owned(), e))?;
     // Of the very text that the data plane will get: the file may be written again in the meantime.
     let loaded = config::parse(config::instance_of(path)?, path, &text)?;
     let config = loaded.config;

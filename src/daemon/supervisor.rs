@@ -268,7 +268,7 @@ fn supervise(
     let mut stopping: Option<Instant> = None;
     loop {
         if let Some(status) = child.try_wait().map_err(io_error("wait for the data plane"))? {
-            return judge(status, stopping.is_some(), path);
+            return judge(status, stopping.is_some(), &config.instance);
         }
         if stopping.is_some_and(|end| Instant::now() >= end) {
             tracing::error!(reason = "drain-overrun", "the data plane did not end in time, killing it");
@@ -306,17 +306,14 @@ fn reload_now(paths: &Paths, path: &Path) {
     }
 }
 
-fn judge(status: ExitStatus, asked: bool, path: &Path) -> Result<(), RunError> {
+fn judge(status: ExitStatus, asked: bool, instance: &InstanceName) -> Result<(), RunError> {
     const PANICKED: i32 = 101;
     match status.code() {
         Some(0) => Ok(()),
         Some(code) if code != PANICKED => Err(RunError::ChildFailed(status)),
         // Killed at our own word after the drain deadline: connections are gone, and so may the rules be.
         _ if asked => Ok(()),
-        _ => Err(RunError::ChildKilled {
-            status,
-            instance: config::instance_of(path).unwrap_or_else(|_| InstanceName::new("name").expect("legal")),
-        }),
+        _ => Err(RunError::ChildKilled { status, instance: instance.clone() }),
     }
 }
 
