@@ -9,7 +9,7 @@
 //! 5. [`tls`] and [`attest`]: the attested channel to the other side.
 //! 6. [`relay`]: bytes both ways, and the record the connection ends in.
 //!
-//! [`ctl`] is what `tngctl` prints. `unsafe` lives in [`sys`] alone.
+//! [`units`] is tng under systemd. [`ctl`] is what `tngctl` prints. `unsafe` lives in [`sys`] alone.
 
 pub mod attest;
 pub mod capture;
@@ -23,3 +23,4 @@ pub mod relay;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod tls;
+pub mod units;

@@ -10,6 +10,7 @@ use tng::capture::plan::RulesPlan;
 use tng::config::{self, OnStop};
 use tng::daemon::lifecycle::{self, ServeOptions};
 use tng::daemon::{self, Paths, supervisor};
+use tng::units;
 
 /// Puts unmodified TCP applications behind attested TLS.
 #[derive(Parser)]
@@ -65,6 +66,12 @@ enum Command {
         #[arg(long)]
         owner: Option<String>,
     },
+    /// Steps of the systemd units
+    #[command(hide = true)]
+    Unit {
+        #[command(subcommand)]
+        command: UnitCommand,
+    },
     /// Print shell completions
     #[command(hide = true)]
     Completions { shell: clap_complete::Shell },
@@ -72,11 +79,23 @@ enum Command {
 
 #[derive(Subcommand)]
 enum NetCommand {
+    /// First step of the socket unit: have systemd know the listeners of the file as it is now
+    Prepare {
+        /// Instance name (/etc/tng/NAME.toml)
+        #[arg(value_name = "NAME")]
+        instance: String,
+        /// User the data plane runs as (default: tng, or root where there is no such user)
+        #[arg(long)]
+        owner: Option<String>,
+    },
     /// Apply the rules and routes
     Up {
         /// Instance name (/etc/tng/NAME.toml) or file
         #[arg(value_name = "NAME|FILE")]
         instance: String,
+        /// When the file has errors, take the configuration that was last up
+        #[arg(long)]
+        last_good: bool,
         /// User the data plane runs as (default: tng, or root where there is no such user)
         #[arg(long)]
         owner: Option<String>,
@@ -87,6 +106,14 @@ enum NetCommand {
         #[arg(value_name = "NAME|FILE")]
         instance: String,
     },
+}
+
+#[derive(Subcommand)]
+enum UnitCommand {
+    /// ExecStopPost= of tng@.service
+    ServiceStopped { instance: String },
+    /// ExecStopPost= of tng@.socket
+    SocketStopped { instance: String },
 }
 
 /// A failure with its exit status.
@@ -107,7 +134,7 @@ macro_rules! failure_from {
         }
     )* };
 }
-failure_from!(lifecycle::ServeError, supervisor::RunError);
+failure_from!(lifecycle::ServeError, supervisor::RunError, units::UnitError);
 
 impl From<config::Report> for Failure {
     fn from(report: config::Report) -> Self {
@@ -133,6 +160,15 @@ impl From<apply::ApplyError> for Failure {
 }
 
 fn main() -> ExitCode {
+    let mut words = std::env::args_os();
+    let program = words.next().unwrap_or_default();
+    if std::path::Path::new(&program).file_name().is_some_and(|name| name == units::generator::PROGRAM) {
+        // Never a failure: it would cost the boot nothing to go on, and the units say what is wrong.
+        if let Some(dir) = words.next() {
+            units::generator::run(std::path::Path::new(&dir));
+        }
+        return ExitCode::SUCCESS;
+    }
     let cli = Cli::parse();
     match dispatch(cli.command) {
         Ok(code) => ExitCode::from(code),
@@ -164,10 +200,18 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
             lifecycle::serve(&ServeOptions { instance, user, supervisor })?;
             Ok(0)
         }
-        Command::Net { command: NetCommand::Up { instance, owner } } => {
+        Command::Net { command: NetCommand::Prepare { instance, owner } } => {
             administrator()?;
-            let config = config::load(&config::instance_path(&instance)?)?.config;
-            apply::up(&Paths::current(), &config, owner_uid(owner.as_deref())?)?;
+            daemon::init_logging();
+            let path = config::instance_path(&instance)?;
+            units::prepare(&Paths::current(), &path, owner_uid(owner.as_deref())?)?;
+            Ok(0)
+        }
+        Command::Net { command: NetCommand::Up { instance, last_good, owner } } => {
+            administrator()?;
+            daemon::init_logging();
+            let path = config::instance_path(&instance)?;
+            units::net_up(&Paths::current(), &path, last_good, owner_uid(owner.as_deref())?)?;
             Ok(0)
         }
         Command::Net { command: NetCommand::Down { instance } } => {
@@ -175,6 +219,18 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
             // By name alone: what is up must come down also when the file is broken or gone.
             let name = config::instance_of(&config::instance_path(&instance)?)?;
             apply::down(&Paths::current(), &name)?;
+            Ok(0)
+        }
+        Command::Unit { command } => {
+            daemon::init_logging();
+            match command {
+                UnitCommand::ServiceStopped { instance } => {
+                    units::hooks::service_stopped(&config::instance_of(&config::instance_path(&instance)?)?)?;
+                }
+                UnitCommand::SocketStopped { instance } => {
+                    units::hooks::socket_stopped(&config::instance_path(&instance)?)?;
+                }
+            }
             Ok(0)
         }
         Command::Guard { instance, owner } => guard(&instance, owner.as_deref()),

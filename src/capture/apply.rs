@@ -12,7 +12,7 @@ use super::routes::{self, Part, RouteError};
 use super::{compile, observe, sockets};
 use crate::config::{self, Config, InstanceName, Severity};
 use crate::daemon::Paths;
-use crate::failpoint;
+use crate::{failpoint, units};
 
 /// Why rules could not be applied or removed.
 #[derive(Debug, thiserror::Error)]
@@ -98,15 +98,15 @@ pub fn allocate(paths: &Paths, config: &Config, owner_uid: u32) -> Result<Instan
     let lock = Locked::acquire(paths)?;
     let mut allocations = lock.load()?;
     check_beside(&allocations, config)?;
-    let slots = allocations.assign(config, owner_uid, port_is_free)?;
+    let slots = allocations.assign_in_order(config, owner_uid, port_is_free)?;
     lock.store(&allocations)?;
     Ok(slots)
 }
 
-/// Forgets the ids of an instance whose rules are not there.
+/// Forgets the ids of an instance whose rules are not there and whose sockets no socket unit has open.
 pub fn release_if_down(paths: &Paths, instance: &InstanceName) -> Result<(), ApplyError> {
     let lock = Locked::acquire(paths)?;
-    if !observe::table_exists(&capture_table_name(instance))? {
+    if !units::in_force::is_up(paths, instance) && !observe::table_exists(&capture_table_name(instance))? {
         let mut allocations = lock.load()?;
         allocations.release(instance);
         lock.store(&allocations)?;
@@ -132,7 +132,7 @@ pub(crate) fn up_locked(
     let before = lock.load()?;
     check_beside(&before, config)?;
     let mut after = before.clone();
-    let slots = after.assign(config, owner_uid, port_is_free)?;
+    let slots = after.assign_in_order(config, owner_uid, port_is_free)?;
     let plan = RulesPlan::new(config, &slots);
     let was_up = observe::table_exists(&plan.capture_table())?;
     // Recorded first: if this command is killed half way, the next one finds the same ids.
@@ -253,7 +253,7 @@ pub(crate) fn check_cgroups(plan: &RulesPlan) -> Result<(), ApplyError> {
 pub fn preview(paths: &Paths, config: &Config, owner_uid: u32) -> Result<String, ApplyError> {
     let mut allocations = Allocations::load(paths)?;
     let owner_uid = allocations.get(&config.instance).map_or(owner_uid, |slots| slots.owner_uid);
-    let slots = allocations.assign(config, owner_uid, port_is_free_or_ours(&allocations.clone(), config))?;
+    let slots = allocations.assign_in_order(config, owner_uid, port_is_free_or_ours(&allocations.clone(), config))?;
     let plan = RulesPlan::new(config, &slots);
     if plan.is_empty() {
         return Ok(String::new());

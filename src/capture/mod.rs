@@ -9,6 +9,7 @@ pub mod ir;
 pub mod marks;
 pub mod nft;
 pub mod observe;
+mod order;
 mod owner;
 pub mod plan;
 pub mod render;

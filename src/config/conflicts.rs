@@ -166,6 +166,15 @@ fn marks(endpoints: &[(String, Endpoint)], found: &mut Vec<Conflict>) {
             found.push(Conflict::error("mark-conflict", path, other, message, hint));
         }
     }
+    // A socket unit has one mark for all its sockets, and the listener's must be there before the data plane is.
+    let captured = |(_, e): &&(String, Endpoint)| e.side == Side::Egress && matches!(e.mode, Mode::Netfilter(_));
+    let mut captures = endpoints.iter().filter(captured).map(|(path, e)| mark_of(path, e));
+    let Some((first, mark)) = captures.next() else { return };
+    for (path, other) in captures.filter(|(_, m)| *m != mark) {
+        let message = format!("mark {} differs from {} of", other.0, mark.0);
+        let hint = "captures of an egress share one so_mark in an instance; give this one an instance of its own";
+        found.push(Conflict::error("mark-conflict", path, first.clone(), message, hint));
+    }
 }
 
 /// An exclude that takes a whole capture entry away, or nothing at all, is rarely meant.

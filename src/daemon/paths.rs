@@ -78,6 +78,10 @@ impl Paths {
         self.private_dir().join(format!("{name}.guard.nft"))
     }
 
+    /// The text of the configuration whose listeners the socket unit has open.
+    pub fn in_force(&self, name: &InstanceName) -> PathBuf {
+        self.private_dir().join(format!("{name}.toml"))
+    }
     /// Held by `tngd run` for as long as it runs.
     pub fn run_lock(&self, name: &InstanceName) -> PathBuf {
         self.private_dir().join(format!("{name}.run"))
@@ -110,10 +114,16 @@ impl Paths {
         }
     }
 
+    /// Removes the record of what the socket unit has open.
+    pub fn forget_in_force(&self, name: &InstanceName) {
+        let _ = std::fs::remove_file(self.in_force(name));
+    }
+
     /// Removes root's files of an instance, and directories that are empty then.
     pub fn remove_instance(&self, name: &InstanceName) {
         // Neither the guard's files, which are the guard's to remove, nor the lock of `tngd run`, which may be held.
         self.forget_rules(name);
+        self.forget_in_force(name);
         for socket in [self.control_socket(name), self.handoff_socket(name)] {
             let _ = std::fs::remove_file(socket);
         }

@@ -16,6 +16,7 @@ use crate::capture::apply::{self, ApplyError};
 use crate::capture::guard::{self, GuardError};
 use crate::capture::plan::RulesPlan;
 use crate::config::{self, Config, InstanceName};
+use crate::units::in_force;
 
 /// Why the old configuration goes on.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +112,19 @@ pub fn reload(paths: &Paths, path: &Path) -> Result<Reloaded, ReloadError> {
     undo.on_error(switch(paths, &plan, &mut done))?;
     request.apply = true;
     undo.on_error(call(paths, &config, &request, &fresh).map(drop))?;
+    keep(paths, &config.instance, &request.text, &mut done);
     Ok(done)
+}
+
+/// The next start of the socket unit, and a boot with a broken file, go by what is in force now.
+fn keep(paths: &Paths, instance: &InstanceName, text: &str, done: &mut Reloaded) {
+    if !in_force::is_up(paths, instance) {
+        return; // `tngd run`
+    }
+    let kept = in_force::record(paths, instance, text).and_then(|()| in_force::keep_as_last_good(instance, text));
+    if let Err(e) = kept {
+        done.warnings.push(format!("the configuration is in force, but could not be kept: {e}"));
+    }
 }
 
 /// Guard first: what is captured newly is refused for a moment rather than let through.

@@ -1,0 +1,93 @@
+//! systemctl(1), with a deadline.
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::UnitError;
+
+/// A daemon-reload on a busy host with many units takes seconds.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// How often to look whether it has ended.
+const STEP: Duration = Duration::from_millis(5);
+
+/// Runs `systemctl ARGS` and returns its standard output.
+pub(super) fn systemctl(args: &[&str]) -> Result<String, UnitError> {
+    let failed = |said: String| UnitError::Manager { what: args.join(" "), said };
+    let mut child = Command::new("systemctl")
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| failed(e.to_string()))?;
+    let end = Instant::now() + DEADLINE;
+    // What is asked for here is a few lines: both pipes hold it until the end.
+    let status = loop {
+        match child.try_wait().map_err(|e| failed(e.to_string()))? {
+            Some(status) => break status,
+            None if Instant::now() >= end => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(failed(format!("no answer within {} s", DEADLINE.as_secs())));
+            }
+            None => std::thread::sleep(STEP),
+        }
+    };
+    if status.success() {
+        return Ok(child.stdout.take().map(said).unwrap_or_default());
+    }
+    Err(failed(format!("{status}: {}", child.stderr.take().map(said).unwrap_or_default().trim())))
+}
+
+fn said(mut pipe: impl Read) -> String {
+    let mut bytes = Vec::new();
+    let _ = pipe.read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The version of systemd, by what systemctl says of itself.
+pub(super) fn version() -> Option<u32> {
+    version_in(&systemctl(&["--version"]).ok()?)
+}
+
+/// `systemd 252 (252.39-1~deb12u2)`
+fn version_in(text: &str) -> Option<u32> {
+    let number = text.strip_prefix("systemd ")?;
+    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// The type of the job that a unit has now: `stop`, `restart`, `start`, or none.
+pub(super) fn pending_job(unit: &str) -> Result<Option<String>, UnitError> {
+    // list-jobs takes patterns and prints "JOB UNIT TYPE STATE".
+    let jobs = systemctl(&["list-jobs", "--no-legend", "--plain", "--full", unit])?;
+    Ok(job_type(&jobs, unit))
+}
+
+fn job_type(jobs: &str, unit: &str) -> Option<String> {
+    let mut words = jobs.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    words.find_map(|w| match w[..] {
+        [_, name, kind, ..] if name == unit => Some(kind.to_owned()),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_debian_and_of_development_builds_are_read() {
+        assert_eq!(version_in("systemd 252 (252.39-1~deb12u2)\n+PAM"), Some(252));
+        assert_eq!(version_in("systemd 257~rc1 (x)"), Some(257));
+        assert_eq!(version_in("something else"), None);
+    }
+
+    #[test]
+    fn the_job_of_this_very_unit_is_found() {
+        let jobs = "12 tng@a.socket  stop    waiting\n13 tng@a.service restart running\n";
+        assert_eq!(job_type(jobs, "tng@a.service").as_deref(), Some("restart"));
+        assert_eq!(job_type(jobs, "tng@b.service"), None);
+        assert_eq!(job_type("No jobs running.\n", "tng@a.service"), None);
+    }
+}

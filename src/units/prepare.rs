@@ -1,0 +1,59 @@
+//! `tngd net prepare NAME`: the first step of the socket unit. systemd learned the listeners from the generator, which
+//! ran at boot or at the last daemon-reload; a file that was written since must count as well.
+
+use std::path::{Path, PathBuf};
+
+use super::{InForce, UnitError, drop_in, in_force, manager};
+use crate::capture::allocation::InstanceSlots;
+use crate::capture::apply;
+use crate::config::{Config, InstanceName};
+use crate::daemon::{Paths, listeners};
+
+/// Where systemd has the generators write (systemd.generator(7)).
+const GENERATED: &str = "/run/systemd/generator";
+
+/// Records ids, ports and what is in force, and has systemd read the listeners again when it knows others.
+///
+/// Fails when the file has errors and there is no last good configuration.
+pub fn prepare(paths: &Paths, path: &Path, owner_uid: u32) -> Result<(), UnitError> {
+    let in_force = in_force::load_or_last_good(paths, path)?;
+    warn_of_problem(&in_force);
+    let config = &in_force.config;
+    let slots = apply::allocate(paths, config, owner_uid)?;
+    in_force::record(paths, &config.instance, &in_force.text)?;
+    settle(config, &slots).inspect_err(|_| paths.forget_in_force(&config.instance))
+}
+
+/// The file is wrong, and the unit goes on: whoever reads the journal must find out why.
+pub fn warn_of_problem(in_force: &InForce) {
+    if let Some(report) = &in_force.problem {
+        tracing::error!(
+            reason = "config-invalid",
+            error = %report,
+            "the last good configuration of {} stays in force for the rules; nothing is served until the file is mended",
+            in_force.config.instance
+        );
+    }
+}
+
+fn settle(config: &Config, slots: &InstanceSlots) -> Result<(), UnitError> {
+    let wanted = drop_in::listen(&listeners::specs(config, Some(slots))?, has_ipv6());
+    let file = listen_drop_in(Path::new(GENERATED), &config.instance);
+    let is_settled = || std::fs::read_to_string(&file).is_ok_and(|there| there == wanted);
+    if is_settled() {
+        return Ok(());
+    }
+    tracing::info!("the listeners changed since systemd read them; reloading systemd");
+    manager::systemctl(&["daemon-reload"])?;
+    if is_settled() { Ok(()) } else { Err(UnitError::Stale(file.display().to_string())) }
+}
+
+/// Path of the drop-in with an instance's listeners.
+pub(super) fn listen_drop_in(dir: &Path, instance: &InstanceName) -> PathBuf {
+    dir.join(format!("tng@{instance}.socket.d/50-listen.conf"))
+}
+
+/// As systemd itself asks: with IPv6 off by `ipv6.disable=1` the file is not there.
+pub(super) fn has_ipv6() -> bool {
+    Path::new("/proc/net/if_inet6").exists()
+}
