@@ -10,7 +10,7 @@ use tng::capture::plan::RulesPlan;
 use tng::config::{self, OnStop};
 use tng::daemon::lifecycle::{self, ServeOptions};
 use tng::daemon::{self, Paths, supervisor};
-use tng::units;
+use tng::units::{self, in_force};
 
 /// Puts unmodified TCP applications behind attested TLS.
 #[derive(Parser)]
@@ -62,6 +62,9 @@ enum Command {
         /// Instance name (/etc/tng/NAME.toml) or file
         #[arg(value_name = "NAME|FILE")]
         instance: String,
+        /// When the file has errors, guard by the configuration that was last up
+        #[arg(long)]
+        last_good: bool,
         /// User the data plane runs as (default: tng, or root where there is no such user)
         #[arg(long)]
         owner: Option<String>,
@@ -233,7 +236,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
             }
             Ok(0)
         }
-        Command::Guard { instance, owner } => guard(&instance, owner.as_deref()),
+        Command::Guard { instance, last_good, owner } => guard(&instance, last_good, owner.as_deref()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tngd", &mut script);
@@ -257,18 +260,20 @@ fn owner_uid(owner: Option<&str>) -> Result<u32, Failure> {
     }
 }
 
-fn guard(instance: &str, owner: Option<&str>) -> Result<u8, Failure> {
+fn guard(instance: &str, last_good: bool, owner: Option<&str>) -> Result<u8, Failure> {
     use std::os::fd::AsFd;
     daemon::init_logging();
     administrator()?;
-    let config = config::load(&config::instance_path(instance)?)?.config;
+    let path = config::instance_path(instance)?;
+    let paths = Paths::current();
+    let wanted = if last_good { in_force::load_or_last_good(&paths, &path) } else { in_force::load(&path) }?;
+    let config = wanted.config;
     let mut signals = nix::sys::signal::SigSet::empty();
     signals.add(nix::sys::signal::Signal::SIGTERM);
     signals.add(nix::sys::signal::Signal::SIGINT);
     let io = |e: nix::errno::Errno| Failure { status: 1, message: format!("signals: {e}") };
     signals.thread_block().map_err(io)?;
     let stop = nix::sys::signalfd::SignalFd::new(&signals).map_err(io)?;
-    let paths = Paths::current();
     let slots = apply::allocate(&paths, &config, owner_uid(owner)?)?;
     let plan = RulesPlan::new(&config, &slots);
     if plan.is_empty() {

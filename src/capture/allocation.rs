@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -147,6 +148,8 @@ impl Locked {
 pub fn write_atomically(path: &std::path::Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
     let mut file = File::create(&beside)?;
+    // The data plane reads it, whatever the caller's umask.
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(beside, path)

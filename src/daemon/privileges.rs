@@ -75,11 +75,22 @@ pub fn give_up(user: Option<(Uid, Gid)>) -> Result<(), PrivilegeError> {
         sys::set_securebits(SECUREBITS).map_err(failed("lock securebits"))?;
     }
     caps::clear(None, CapSet::Ambient).map_err(failed("clear ambient"))?;
-    caps::set(None, CapSet::Effective, &keep).map_err(failed("set effective"))?;
-    caps::set(None, CapSet::Permitted, &keep).map_err(failed("set permitted"))?;
-    caps::set(None, CapSet::Inheritable, &CapsHashSet::new()).map_err(failed("clear inheritable"))?;
+    limit(CapSet::Effective, &keep).map_err(failed("set effective"))?;
+    limit(CapSet::Permitted, &keep).map_err(failed("set permitted"))?;
+    limit(CapSet::Inheritable, &keep).map_err(failed("limit inheritable"))?;
     sys::set_no_new_privs().map_err(failed("no_new_privs"))?;
     sys::set_undumpable().map_err(failed("not dumpable"))
+}
+
+/// Takes what is not in `keep` out of a set. A unit has done that already, and its seccomp filter has no capset(2).
+fn limit(set: CapSet, keep: &CapsHashSet) -> Result<(), caps::errors::CapsError> {
+    let has = caps::read(None, set)?;
+    if has.is_subset(keep) {
+        return Ok(());
+    }
+    // Nothing is to be inherited: systemd's ambient capability is the one exception above.
+    let left = if matches!(set, CapSet::Inheritable) { CapsHashSet::new() } else { keep.clone() };
+    caps::set(None, set, &left)
 }
 
 /// Whether the process may change rules.
