@@ -1,4 +1,5 @@
 //! The sockets by which an instance is asked and steered: the control API's and the one for [`handoff`](super::handoff).
+//! Those that a socket unit passed are used as they are, and their files are the unit's to remove.
 
 use std::io;
 use std::net::TcpListener;
@@ -7,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use super::Paths;
+use super::inherited::Inherited;
 use crate::config::Config;
 
 /// Why such a socket is not there: which one, and what the kernel said.
@@ -19,24 +21,40 @@ pub(super) struct ApiSockets {
     pub handoff: UnixListener,
 }
 
-/// What must be done while the process still has its privileges: the directory, and a TCP port that may be below 1024.
-pub(super) fn prepare(paths: &Paths, config: &Config, uid: u32) -> Result<Option<TcpListener>, SocketError> {
-    let dir = paths.instance_dir(&config.instance);
-    paths.make_instance_dir(&config.instance, uid).map_err(|e| (dir.display().to_string(), e))?;
+/// What [`bind`] goes on with.
+pub(super) struct Prepared {
+    control: Option<UnixListener>,
+    handoff: Option<UnixListener>,
+    control_tcp: Option<TcpListener>,
+}
+
+/// What must be done while the process still has its privileges: the directory, unless both its sockets were passed,
+/// and a TCP port that may be below 1024.
+pub(super) fn prepare(
+    paths: &Paths,
+    config: &Config,
+    uid: u32,
+    inherited: &mut Inherited,
+) -> Result<Prepared, SocketError> {
+    let (control, handoff) = (inherited.control.take(), inherited.handoff.take());
+    if control.is_none() || handoff.is_none() {
+        let dir = paths.instance_dir(&config.instance);
+        paths.own_instance_dir(&config.instance, uid).map_err(|e| (dir.display().to_string(), e))?;
+    }
     let tcp = |addr| TcpListener::bind(addr).map_err(|e| (format!("control API on {addr}"), e));
-    config.control_listen.map(tcp).transpose()
+    Ok(Prepared { control, handoff, control_tcp: config.control_listen.map(tcp).transpose()? })
 }
 
 /// The rest, as the data plane's own user: in a directory that this user owns, root could be led to another file
 /// between bind and chmod.
-pub(super) fn bind(
-    paths: &Paths,
-    config: &Config,
-    control_tcp: Option<TcpListener>,
-) -> Result<ApiSockets, SocketError> {
-    let control = bind_unix(&paths.control_socket(&config.instance), 0o660)?;
-    let handoff = bind_unix(&paths.handoff_socket(&config.instance), 0o600)?;
-    Ok(ApiSockets { control, control_tcp, handoff })
+pub(super) fn bind(paths: &Paths, config: &Config, prepared: Prepared) -> Result<ApiSockets, SocketError> {
+    let Prepared { control, handoff, control_tcp } = prepared;
+    let or_bind = |passed: Option<UnixListener>, path: &Path, mode| passed.map_or_else(|| bind_unix(path, mode), Ok);
+    Ok(ApiSockets {
+        control: or_bind(control, &paths.control_socket(&config.instance), 0o660)?,
+        control_tcp,
+        handoff: or_bind(handoff, &paths.handoff_socket(&config.instance), 0o600)?,
+    })
 }
 
 /// A socket file that another process listens on is not taken away from it.

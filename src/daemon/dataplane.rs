@@ -94,7 +94,7 @@ impl DataPlane {
             stopping: CancellationToken::new(),
             abort: CancellationToken::new(),
         });
-        plane.apply(config, listeners)?;
+        plane.apply(config, listeners, &HashSet::new())?;
         tokio::spawn(give_memory_back(Arc::downgrade(&plane), plane.stopping.clone()));
         Ok(plane)
     }
@@ -107,10 +107,29 @@ impl DataPlane {
     /// # Errors
     /// See [`DataPlaneError`]; the old configuration goes on then.
     pub fn reload(&self, config: &Config, listeners: Vec<BoundListener>) -> Result<(), DataPlaneError> {
-        self.apply(config, listeners)
+        self.apply(config, listeners, &HashSet::new())
     }
 
-    fn apply(&self, config: &Config, listeners: Vec<BoundListener>) -> Result<(), DataPlaneError> {
+    /// [`DataPlane::reload`] that lets go of the listeners at `lent` addresses without ending them, when no endpoint
+    /// asks for them any more: they belong to a socket unit, which takes their end for its own failure.
+    ///
+    /// # Errors
+    /// As [`DataPlane::reload`].
+    pub fn reload_beside(
+        &self,
+        config: &Config,
+        listeners: Vec<BoundListener>,
+        lent: &HashSet<SocketAddr>,
+    ) -> Result<(), DataPlaneError> {
+        self.apply(config, listeners, lent)
+    }
+
+    fn apply(
+        &self,
+        config: &Config,
+        listeners: Vec<BoundListener>,
+        lent: &HashSet<SocketAddr>,
+    ) -> Result<(), DataPlaneError> {
         let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.workers();
         let held = |listener: &BoundListener| {
@@ -140,7 +159,8 @@ impl DataPlane {
             next.push((worker.cloned(), runtime, listeners));
         }
 
-        let served: HashSet<SocketAddr> = next.iter().flat_map(|(.., set)| set.iter().map(|l| l.local)).collect();
+        let mut served: HashSet<SocketAddr> = next.iter().flat_map(|(.., set)| set.iter().map(|l| l.local)).collect();
+        served.extend(lent);
         for worker in &old {
             close(&worker.listeners(), &served);
             if !next.iter().any(|(kept, ..)| kept.as_ref().is_some_and(|k| Arc::ptr_eq(k, worker))) {

@@ -16,8 +16,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::api_sockets::{self, ApiSockets, SocketError};
+use super::fdstore::FdStore;
+use super::inherited::Inherited;
 use super::listeners::{self, ListenerError};
-use super::refusing::Refusing;
+use super::refusing::{Refusing, Why};
+use super::status_line::status_line;
 use super::takeover;
 use super::{
     BoundListener, ControlState, DataPlane, DataPlaneError, Paths, PrivilegeError, State, find_user, give_up,
@@ -29,6 +32,12 @@ use crate::{failpoint, sys};
 
 /// How often every worker must answer when no watchdog asks.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// How much longer the service manager is asked to wait while connections drain, and how often.
+const EXTEND_BY: Duration = Duration::from_secs(20);
+const EXTEND_EVERY: Duration = Duration::from_secs(5);
+/// What a drain takes beyond its own deadline, to abort connections and write their records.
+const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
 /// How `serve` was asked to run.
 #[derive(Debug, Clone, Default)]
@@ -107,7 +116,10 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
     // `tngd run` blocks the signals that it reads from a signalfd, and a child inherits that.
     let _ = nix::sys::signal::SigSet::all().thread_unblock();
     let path = config::instance_path(&options.instance)?;
-    let inherited = listeners::inherited()?;
+    let mut inherited = Inherited::take()?;
+    // What `tngd run` starts has no unit of its own to store anything for.
+    let managed = std::env::var_os("NOTIFY_SOCKET").is_some() && options.supervisor.is_none();
+    let mut fdstore = FdStore::new(&inherited, managed);
     let user = options.user.as_deref().map(find_user).transpose()?;
     let paths = Paths::current();
     let (config, problem) = match config::load(&path) {
@@ -120,12 +132,17 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
         Err(report) => return Err(report.into()),
     };
     let slots = Allocations::load(&paths)?.get(&config.instance).cloned();
+    let passed: Vec<_> = inherited.tcp.drain(..).map(|p| (p.addr, p.listener)).collect();
     let (bound, refusing) = match problem {
-        None => (listeners::assemble(&listeners::specs(&config, slots.as_ref())?, inherited)?, Vec::new()),
-        Some(_) => (Vec::new(), inherited),
+        None => {
+            let assembled = listeners::assemble(&listeners::specs(&config, slots.as_ref())?, passed)?;
+            fdstore.hold(&assembled.bound);
+            (assembled.bound, (lent(assembled.unused, &fdstore), Why::Unused))
+        }
+        Some(_) => (Vec::new(), (passed, Why::NoConfig)),
     };
     let uid = user.map_or_else(nix::unistd::geteuid, |(uid, _)| uid).as_raw();
-    let control_tcp = api_sockets::prepare(&paths, &config, uid)?;
+    let prepared = api_sockets::prepare(&paths, &config, uid, &mut inherited)?;
     if let Err(error) = raise_descriptor_limit() {
         tracing::warn!(reason = "descriptor-limit", %error, "the limit of descriptors stays low");
     }
@@ -133,10 +150,25 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
     if let Some(supervisor) = options.supervisor {
         follow(supervisor).map_err(io_error("follow tngd run"))?;
     }
-    let sockets = api_sockets::bind(&paths, &config, control_tcp)?;
+    let sockets = api_sockets::bind(&paths, &config, prepared)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io_error("start the runtime"))?;
-    runtime.block_on(live(config, path, bound, refusing, sockets, problem))
+    runtime.block_on(live(Start { config, path, bound, refusing, sockets, problem, fdstore }))
+}
+
+/// Of the sockets that no endpoint asks for, those of the socket unit: they are not ours to end. The others end.
+fn lent(unused: Vec<(SocketAddr, TcpListener)>, fdstore: &FdStore) -> Vec<(SocketAddr, TcpListener)> {
+    let (lent, ended): (Vec<_>, Vec<_>) = unused.into_iter().partition(|(addr, _)| fdstore.units().contains(addr));
+    for (addr, listener) in &ended {
+        tracing::info!(%addr, "a stored listener that no endpoint asks for has ended");
+        listeners::shut(listener);
+    }
+    for (addr, _) in &lent {
+        tracing::warn!(
+            reason = "listener-unused", %addr, "a socket was passed that no endpoint asks for; it refuses connections"
+        );
+    }
+    lent
 }
 
 /// The configuration of an instance whose file has errors: nothing is served.
@@ -167,18 +199,24 @@ pub(super) struct Life {
     pub(super) instance: InstanceName,
     pub(super) path: PathBuf,
     pub(super) refusing: Mutex<Refusing>,
+    pub(super) fdstore: Mutex<FdStore>,
     /// The line that the service manager has.
     status: Mutex<String>,
 }
 
-async fn live(
+/// What [`live`] begins with.
+struct Start {
     config: Config,
     path: PathBuf,
     bound: Vec<BoundListener>,
-    refusing: Vec<(SocketAddr, TcpListener)>,
+    refusing: (Vec<(SocketAddr, TcpListener)>, Why),
     sockets: ApiSockets,
     problem: Option<String>,
-) -> Result<(), ServeError> {
+    fdstore: FdStore,
+}
+
+async fn live(start: Start) -> Result<(), ServeError> {
+    let Start { config, path, bound, refusing, sockets, problem, fdstore } = start;
     let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("SIGINT"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io_error("SIGHUP"))?;
@@ -191,8 +229,15 @@ async fn live(
     let handoff = tokio::net::UnixListener::from_std(sockets.handoff).map_err(io_error("handoff socket"))?;
     let (asked, mut requests) = mpsc::channel(1);
     tokio::spawn(takeover::receive_requests(handoff, asked));
-    let refusing = Mutex::new(Refusing::start(refusing));
-    let life = Life { control, plane, instance: config.instance.clone(), path, refusing, status: Mutex::default() };
+    let life = Life {
+        control,
+        plane,
+        instance: config.instance.clone(),
+        path,
+        refusing: Mutex::new(Refusing::start(refusing.0, refusing.1)),
+        fdstore: Mutex::new(fdstore),
+        status: Mutex::default(),
+    };
     stall_point("serve.ready").await;
     life.enter(State::Ready);
     let watchdog = sd_notify::watchdog_enabled();
@@ -208,14 +253,36 @@ async fn live(
         }
     }
     life.enter(State::Draining);
-    stall_point("serve.drain").await;
     let deadline = life.plane.config().0.drain_timeout;
-    let outcome = life.plane.drain(deadline).await;
+    let drain = async {
+        stall_point("serve.drain").await;
+        life.plane.drain(deadline).await
+    };
+    let outcome = extending(deadline + DRAIN_GRACE, drain, watchdog.is_some()).await;
     tracing::info!(finished = outcome.finished, aborted = outcome.aborted, "drained");
     stall_point("serve.drained").await;
     life.control.set_state(State::Stopped);
     stop.cancel();
     Ok(())
+}
+
+/// Keeps the service manager from killing a drain: its own deadline knows nothing of `drain_timeout`. The process asks
+/// again and again rather than once for all, so that it is killed soon when it hangs.
+async fn extending<T>(longest: Duration, work: impl Future<Output = T>, watchdog: bool) -> T {
+    let end = tokio::time::Instant::now() + longest;
+    let mut tick = tokio::time::interval(EXTEND_EVERY);
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = tick.tick(), if tokio::time::Instant::now() < end => {
+                notify(&[NotifyState::ExtendTimeoutUsec(EXTEND_BY.as_micros() as u32)]);
+                if watchdog {
+                    notify(&[NotifyState::Watchdog]);
+                }
+            }
+        }
+    }
 }
 
 /// Stands still here when a test asked for it.
@@ -246,13 +313,7 @@ impl Life {
     }
 
     fn status_line(&self) -> String {
-        let config = self.plane.config();
-        let names: Vec<String> = config.0.endpoints.iter().map(|e| format!("{} {}", e.side, e.name)).collect();
-        let report = self.control.report();
-        let problem = report.problems.first().and_then(|p| p.lines().next()).map(str::to_owned);
-        // An instance that refuses everything has no endpoint to name.
-        let parts: Vec<String> = Some(names.join(", ")).filter(|n| !n.is_empty()).into_iter().chain(problem).collect();
-        format!("{}: {}", self.control.state().word(), parts.join("; "))
+        status_line(&self.control.report())
     }
 
     /// A round trip through every worker; the watchdog is fed only when all of them answered.

@@ -1,15 +1,14 @@
 //! Listening sockets: taken from systemd or a parent process, or bound here.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::capture::allocation::InstanceSlots;
 use crate::capture::plan::listener_addrs;
 use crate::config::{Config, EndpointName, Mark, Mode, Side};
-use crate::sys;
 
 /// The kernel caps this at net.core.somaxconn (4096 by default).
 const BACKLOG: i32 = 4096;
@@ -56,6 +55,19 @@ pub enum ListenerError {
     /// A captured endpoint has no port yet.
     #[error("endpoint {0} has no listener port yet: its rules are not up; run: tngd net up {1}")]
     NotUp(EndpointName, String),
+    /// A passed socket cannot be given what its endpoint needs.
+    #[error(
+        "endpoint {endpoint}: mark or transparency of the inherited listener {addr} cannot be set: {source}; \
+         give the process CAP_NET_RAW"
+    )]
+    Options {
+        /// The endpoint.
+        endpoint: EndpointName,
+        /// The address.
+        addr: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The sockets that were passed in cannot be used.
     #[error("inherited sockets: {0}")]
     Inherited(io::Error),
@@ -67,6 +79,7 @@ impl ListenerError {
         match self {
             ListenerError::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse => "listen-port-taken",
             ListenerError::Bind { .. } => "listen-failed",
+            ListenerError::Options { .. } => "listener-options",
             ListenerError::NotUp(..) => "rules-not-up",
             ListenerError::Inherited(_) => "inherited-sockets-unusable",
         }
@@ -149,19 +162,6 @@ fn try_bind(spec: &ListenerSpec) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Sockets that the service manager passed (sd_listen_fds(3)), told apart by their local address. What is not a
-/// listening TCP socket is closed.
-pub fn inherited() -> Result<Vec<(SocketAddr, TcpListener)>, ListenerError> {
-    let fds = sd_notify::listen_fds().map_err(ListenerError::Inherited)?;
-    let mut out = Vec::new();
-    for fd in fds {
-        if let Some(listener) = listening(sys::adopt(fd)) {
-            out.push(listener);
-        }
-    }
-    Ok(out)
-}
-
 /// The socket with its address, if it is a listening TCP socket.
 pub fn listening(fd: OwnedFd) -> Option<(SocketAddr, TcpListener)> {
     let socket = Socket::from(fd);
@@ -172,23 +172,99 @@ pub fn listening(fd: OwnedFd) -> Option<(SocketAddr, TcpListener)> {
     Some((addr, socket.into()))
 }
 
-/// One listener for each spec: from `passed` where the address is there, bound here where it is not.
-/// What is left of `passed` is closed, and named.
+/// Ends listening on every copy of the socket, wherever it is: clients are refused rather than queued for nobody.
+/// Never on a socket of a socket unit: systemd takes that for a failure of the unit, and stops it with its rules.
+pub fn shut(listener: &TcpListener) {
+    let _ = SockRef::from(listener).shutdown(Shutdown::Both);
+}
+
+/// What a listener's connections inherit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SocketOptions {
+    mark: u32,
+    transparent: bool,
+}
+
+impl SocketOptions {
+    /// What the configuration asks for.
+    fn wanted(spec: &ListenerSpec) -> Self {
+        Self { mark: spec.mark.map_or(0, |m| m.0), transparent: spec.transparent }
+    }
+
+    /// What the socket has.
+    pub(super) fn of(addr: SocketAddr, listener: &TcpListener) -> io::Result<Self> {
+        let socket = SockRef::from(listener);
+        let transparent = if addr.is_ipv4() { socket.ip_transparent_v4()? } else { socket.ip_transparent_v6()? };
+        Ok(Self { mark: socket.mark()?, transparent })
+    }
+
+    /// Changes what differs, so that a process without CAP_NET_RAW can use sockets that are right already.
+    pub(super) fn set(self, addr: SocketAddr, listener: &TcpListener) -> io::Result<()> {
+        let has = Self::of(addr, listener)?;
+        let socket = SockRef::from(listener);
+        if has.mark != self.mark {
+            socket.set_mark(self.mark)?;
+        }
+        match addr {
+            _ if has.transparent == self.transparent => Ok(()),
+            SocketAddr::V4(_) => socket.set_ip_transparent_v4(self.transparent),
+            SocketAddr::V6(_) => socket.set_ip_transparent_v6(self.transparent),
+        }
+    }
+}
+
+/// What [`assemble`] made of the sockets it got.
+#[derive(Debug, Default)]
+pub struct Assembled {
+    /// A listener for each spec.
+    pub bound: Vec<BoundListener>,
+    /// What no spec asks for.
+    pub unused: Vec<(SocketAddr, TcpListener)>,
+}
+
+/// One listener for each spec: from `passed` where the address is there, bound here where it is not. A socket unit sets
+/// its options for all its sockets alike, so a passed one gets those of its spec, before anything is accepted from it.
+///
+/// # Errors
+/// When one cannot be bound, or not be given its options.
 pub fn assemble(
     specs: &[ListenerSpec],
     mut passed: Vec<(SocketAddr, TcpListener)>,
-) -> Result<Vec<BoundListener>, ListenerError> {
-    let mut out = Vec::new();
+) -> Result<Assembled, ListenerError> {
+    let mut bound = Vec::new();
     for spec in specs {
         if let Some(at) = passed.iter().position(|(addr, _)| *addr == spec.addr) {
             let (local, listener) = passed.swap_remove(at);
-            out.push(BoundListener { endpoint: spec.endpoint.clone(), local, listener });
+            SocketOptions::wanted(spec).set(local, &listener).map_err(|source| ListenerError::Options {
+                endpoint: spec.endpoint.clone(),
+                addr: local,
+                source,
+            })?;
+            bound.push(BoundListener { endpoint: spec.endpoint.clone(), local, listener });
         } else {
-            out.extend(bind(spec)?);
+            bound.extend(bind(spec)?);
         }
     }
-    for (addr, _) in passed {
-        tracing::warn!(reason = "listener-unused", %addr, "a socket was passed that no endpoint asks for; closed");
+    Ok(Assembled { bound, unused: passed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_passed_listener_gets_the_options_of_its_endpoint() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let copy = listener.try_clone().unwrap();
+        let as_the_unit_made_it = SocketOptions { mark: 565, transparent: true };
+        as_the_unit_made_it.set(addr, &copy).expect("needs CAP_NET_RAW");
+        let spec =
+            |transparent, mark| ListenerSpec { endpoint: EndpointName::new("a").unwrap(), addr, transparent, mark };
+        let plain = assemble(&[spec(false, None)], vec![(addr, listener)]).unwrap();
+        assert_eq!(SocketOptions::of(addr, &copy).unwrap(), SocketOptions { mark: 0, transparent: false });
+        let passed = plain.bound.into_iter().map(|b| (b.local, b.listener)).collect();
+        assemble(&[spec(true, Some(Mark(565)))], passed).unwrap();
+        assert_eq!(SocketOptions::of(addr, &copy).unwrap(), as_the_unit_made_it);
     }
-    Ok(out)
 }

@@ -96,15 +96,22 @@ impl Paths {
         Ok(())
     }
 
-    /// Makes an instance's directory and gives it to `uid`.
+    /// Makes an instance's directory and gives it to `uid`. One that is there already keeps its owner: it may be the
+    /// socket unit's, whose sockets the data plane must not replace.
     pub fn make_instance_dir(&self, name: &InstanceName, uid: u32) -> io::Result<()> {
         make_dir(&self.root, 0o755)?;
         let dir = self.instance_dir(name);
-        make_dir(&dir, 0o755)?;
-        if dir.symlink_metadata()?.uid() != uid {
-            std::os::unix::fs::lchown(&dir, Some(uid), None)?;
+        match std::fs::DirBuilder::new().mode(0o755).create(&dir) {
+            Ok(()) => give(&dir, uid),
+            Err(_) if dir.symlink_metadata().is_ok_and(|m| m.is_dir()) => Ok(()),
+            Err(e) => Err(e),
         }
-        Ok(())
+    }
+
+    /// Makes an instance's directory the data plane's, which is about to bind its sockets there.
+    pub fn own_instance_dir(&self, name: &InstanceName, uid: u32) -> io::Result<()> {
+        self.make_instance_dir(name, uid)?;
+        give(&self.instance_dir(name), uid)
     }
 
     /// Removes the record of the rules that were applied: they are not to be put back.
@@ -148,6 +155,13 @@ fn belongs_to_us(dir: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
 }
 
+fn give(dir: &Path, uid: u32) -> io::Result<()> {
+    if dir.symlink_metadata()?.uid() == uid {
+        return Ok(());
+    }
+    std::os::unix::fs::lchown(dir, Some(uid), None)
+}
+
 fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
 }
@@ -175,5 +189,21 @@ mod tests {
         std::fs::create_dir(dir.path().join("linked")).unwrap();
         symlink(dir.path().join("new"), dir.path().join("linked/.net")).unwrap();
         assert!(paths("linked").make_private_dir().is_err());
+    }
+
+    #[test]
+    fn only_a_directory_that_was_made_for_it_is_given_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths { root: dir.path().join("tng") };
+        let (made, units) = (InstanceName::new("made").unwrap(), InstanceName::new("units").unwrap());
+        let owner = |name: &InstanceName| paths.instance_dir(name).metadata().unwrap().uid();
+        paths.make_instance_dir(&made, 65534).expect("needs root");
+        assert_eq!(owner(&made), 65534);
+        std::fs::create_dir(paths.instance_dir(&units)).unwrap();
+        let before = owner(&units);
+        paths.make_instance_dir(&units, 65534).unwrap();
+        assert_eq!(owner(&units), before, "a socket unit's directory");
+        paths.own_instance_dir(&units, 65534).unwrap();
+        assert_eq!(owner(&units), 65534, "by a data plane that binds its sockets itself");
     }
 }

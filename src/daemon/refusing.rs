@@ -1,11 +1,29 @@
-//! What a data plane without a valid configuration does with the sockets it was given: it refuses on them, and keeps
-//! them for the configuration that will be valid.
+//! Sockets on which everything is refused: those of a data plane without a valid configuration, and those of a socket
+//! unit that no endpoint asks for. They are kept for the configuration that will ask for them.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+
+/// Why everything is refused.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Why {
+    /// The configuration has errors.
+    NoConfig,
+    /// No endpoint of it listens there.
+    Unused,
+}
+
+impl Why {
+    fn reason(self) -> &'static str {
+        match self {
+            Why::NoConfig => "config-invalid",
+            Why::Unused => "listener-unused",
+        }
+    }
+}
 
 /// Inherited sockets on which everything is refused, until a good configuration takes them over.
 pub(super) struct Refusing {
@@ -15,11 +33,11 @@ pub(super) struct Refusing {
 
 impl Refusing {
     /// Starts to refuse on `sockets`, which are non-blocking. Call it within the runtime.
-    pub(super) fn start(sockets: Vec<(SocketAddr, TcpListener)>) -> Self {
+    pub(super) fn start(sockets: Vec<(SocketAddr, TcpListener)>, why: Why) -> Self {
         let over = CancellationToken::new();
         for (addr, socket) in &sockets {
             match socket.try_clone().and_then(tokio::net::TcpListener::from_std) {
-                Ok(listener) => drop(tokio::spawn(refuse(listener, over.clone()))),
+                Ok(listener) => drop(tokio::spawn(refuse(listener, over.clone(), why))),
                 Err(error) => tracing::error!(reason = "refuse-failed", %addr, %error, "clients will hang"),
             }
         }
@@ -31,20 +49,15 @@ impl Refusing {
         self.sockets.iter().map(|(addr, socket)| Ok((*addr, socket.try_clone()?))).collect()
     }
 
-    /// Whether nothing is refused here.
-    pub(super) fn is_empty(&self) -> bool {
-        self.sockets.is_empty()
-    }
-
-    /// The sockets are served, or asked for by nobody and closed.
-    pub(super) fn end(&mut self) {
+    /// Other sockets take the place of all these, which are served now, or closed.
+    pub(super) fn replace(&mut self, sockets: Vec<(SocketAddr, TcpListener)>, why: Why) {
         self.over.cancel();
-        self.sockets.clear();
+        *self = Self::start(sockets, why);
     }
 }
 
-/// Accepts and resets: without a valid configuration nothing may pass, and a queue that nobody empties explains nothing.
-async fn refuse(listener: tokio::net::TcpListener, over: CancellationToken) {
+/// Accepts and resets: nothing may pass, and a queue that nobody empties explains nothing.
+async fn refuse(listener: tokio::net::TcpListener, over: CancellationToken, why: Why) {
     loop {
         let accepted = tokio::select! {
             biased;
@@ -53,7 +66,7 @@ async fn refuse(listener: tokio::net::TcpListener, over: CancellationToken) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                tracing::warn!(target: "tng::access", reason = "config-invalid", src = %peer, "refused");
+                tracing::warn!(target: "tng::access", reason = why.reason(), src = %peer, "refused");
                 let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,

@@ -11,6 +11,8 @@ use tokio::time::timeout;
 
 use super::handoff::{self, Answer, Request};
 use super::lifecycle::Life;
+use super::listeners::SocketOptions;
+use super::refusing::Why;
 use super::{Paths, State, listeners};
 use crate::capture::allocation::{Allocations, InstanceSlots};
 use crate::config::{self, Config};
@@ -114,6 +116,8 @@ impl Life {
         Ok(served.chain(refusing.duplicates().map_err(|e| e.to_string())?).collect())
     }
 
+    /// Takes over `config`, or leaves everything as it was. Listeners that no endpoint asks for any more end, also their
+    /// copies with the service manager; a socket unit's stay, and refuse.
     fn apply(
         &self,
         config: &Config,
@@ -123,22 +127,39 @@ impl Life {
         let own = Allocations::load(&Paths::current()).ok().and_then(|a| a.get(&config.instance).cloned());
         let specs = listeners::specs(config, slots.or(own.as_ref())).map_err(|e| e.to_string())?;
         self.keeps_control(config)?;
-        let mut have = self.listeners()?;
-        have.retain(|(addr, _)| specs.iter().any(|s| s.addr == *addr));
+        let (mut have, mut rest): (Vec<_>, Vec<_>) =
+            self.listeners()?.into_iter().partition(|(addr, _)| specs.iter().any(|s| s.addr == *addr));
+        let before = options_of(&have);
         have.extend(passed);
         if matches!(failpoint::at("reload.daemon"), Some(failpoint::Action::Error)) {
             return Err("failpoint reload.daemon".to_owned());
         }
-        let bound = listeners::assemble(&specs, have).map_err(|e| e.to_string())?;
-        self.plane.reload(config, bound).map_err(|e| e.to_string())?;
-        self.refusing.lock().unwrap_or_else(PoisonError::into_inner).end();
+        let mut store = self.fdstore.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = listeners::assemble(&specs, have).map_err(|e| e.to_string()).and_then(|assembled| {
+            rest.extend(assembled.unused);
+            self.plane.reload_beside(config, assembled.bound, store.units()).map_err(|e| e.to_string())
+        });
+        if let Err(error) = taken {
+            // The sockets are shared with the configuration that goes on.
+            for (addr, socket, options) in before {
+                let _ = options.set(addr, &socket);
+            }
+            return Err(error);
+        }
+        let (lent, ended): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(addr, _)| store.units().contains(addr));
+        ended.iter().for_each(|(_, listener)| listeners::shut(listener));
+        self.refusing.lock().unwrap_or_else(PoisonError::into_inner).replace(lent, Why::Unused);
+        match self.plane.listeners() {
+            Ok(served) => store.hold(&served),
+            Err(error) => tracing::warn!(reason = "fdstore-failed", %error, "what a restart keeps is out of date"),
+        }
         Ok(())
     }
 
     /// The control API's TCP socket is bound once. An instance that refuses everything never had one to lose.
     fn keeps_control(&self, config: &Config) -> Result<(), String> {
-        let refusing = !self.refusing.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        if refusing || config.control_listen == self.plane.config().0.control_listen {
+        let old = self.plane.config();
+        if old.0.endpoints.is_empty() || config.control_listen == old.0.control_listen {
             return Ok(());
         }
         Err("control.listen changed, which only a restart takes over".to_owned())
@@ -155,6 +176,16 @@ impl Life {
         self.control.set_reload_error(result.err());
         self.enter(State::Ready);
     }
+}
+
+type Before = (SocketAddr, TcpListener, SocketOptions);
+
+/// What the sockets have now, with copies of them to give it back to.
+fn options_of(listeners: &[(SocketAddr, TcpListener)]) -> Vec<Before> {
+    let before = |(addr, listener): &(SocketAddr, TcpListener)| {
+        Some((*addr, listener.try_clone().ok()?, SocketOptions::of(*addr, listener).ok()?))
+    };
+    listeners.iter().filter_map(before).collect()
 }
 
 /// What of a change only root can do, in words.

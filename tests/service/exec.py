@@ -1,6 +1,6 @@
-"""Opens listeners as a socket unit does, tells the program of them, and becomes the program.
+"""Gets sockets from the service manager's stand-in, puts them where the protocol prescribes, becomes the program.
 
-Arguments: the addresses, comma-separated (ADDR@PORT), then the program and its arguments.
+Arguments: the stand-in's unix socket, then the program and its arguments.
 """
 
 import fcntl
@@ -8,29 +8,19 @@ import os
 import socket
 import sys
 
-IPV6_TRANSPARENT = 75
-IP_TRANSPARENT = 19
 FIRST = 3
 
-kept = []
-for place in sys.argv[1].split(","):
-    addr, port = place.split("@")
-    v6 = ":" in addr
-    sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if v6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-    else:
-        sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
-    sock.bind((addr, int(port)))
-    sock.listen(64)
-    # Out of the way of the numbers that the protocol prescribes.
-    kept.append(fcntl.fcntl(sock.detach(), fcntl.F_DUPFD, 50))
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as manager:
+    manager.connect(sys.argv[1])
+    names, fds, _, _ = socket.recv_fds(manager, 65536, 253)
+# Out of the way of the numbers that the protocol prescribes.
+kept = [fcntl.fcntl(fd, fcntl.F_DUPFD, 500) for fd in fds]
+for fd in fds:
+    os.close(fd)
 for i, fd in enumerate(kept):
     os.dup2(fd, FIRST + i, inheritable=True)
     os.close(fd)
 os.environ["LISTEN_FDS"] = str(len(kept))
 os.environ["LISTEN_PID"] = str(os.getpid())
-os.environ["LISTEN_FDNAMES"] = ":".join("tng" for _ in kept)
+os.environ["LISTEN_FDNAMES"] = names.decode().rstrip("\n")
 os.execv(sys.argv[2], sys.argv[2:])

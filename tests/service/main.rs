@@ -13,3 +13,4 @@ mod listeners;
 mod manager;
 mod notify;
 mod reload;
+mod store;

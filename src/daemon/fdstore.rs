@@ -1,0 +1,123 @@
+//! Copies of listeners with the service manager (FDSTORE of sd_notify(3)), so that a restart does not lose those that
+//! a reload brought: the socket unit cannot open an address after its start, and the data plane may not open all.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+
+use sd_notify::NotifyState;
+
+use super::inherited::Inherited;
+use super::listeners::BoundListener;
+
+/// Descriptors stored at most: a configuration can name more, and the manager's own limit (FileDescriptorStoreMax=)
+/// drops what exceeds it without an answer.
+pub(super) const MAX_STORED: usize = 512;
+
+const PREFIX: &str = "listen-";
+
+/// The name of an address in the store: unique, and without the colon that separates names in LISTEN_FDNAMES.
+pub(super) fn name_of(addr: SocketAddr) -> String {
+    match addr {
+        SocketAddr::V4(v4) => format!("{PREFIX}{},{}", v4.ip(), v4.port()),
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => {
+            format!("{PREFIX}{},{},{}", v6.ip().to_string().replace(':', "_"), v6.port(), v6.scope_id())
+        }
+        SocketAddr::V6(v6) => format!("{PREFIX}{},{}", v6.ip().to_string().replace(':', "_"), v6.port()),
+    }
+}
+
+/// Whether a descriptor of this name came from our store.
+pub(super) fn is_name(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
+
+/// What the service manager holds for us, and what it holds for itself.
+pub(super) struct FdStore {
+    enabled: bool,
+    stored: BTreeMap<String, SocketAddr>,
+    units: HashSet<SocketAddr>,
+}
+
+impl FdStore {
+    /// The state at start. Disabled, nothing is ever sent.
+    pub(super) fn new(inherited: &Inherited, enabled: bool) -> Self {
+        let of = |stored: bool| inherited.tcp.iter().filter(move |p| p.stored == stored).map(|p| p.addr);
+        let store = Self { enabled, stored: of(true).map(|a| (name_of(a), a)).collect(), units: of(false).collect() };
+        for name in &inherited.stale {
+            store.remove(name);
+        }
+        store
+    }
+
+    /// Addresses whose sockets the socket unit owns.
+    pub(super) fn units(&self) -> &HashSet<SocketAddr> {
+        &self.units
+    }
+
+    /// Makes the store hold exactly the `served` listeners that the socket unit does not hold anyway.
+    pub(super) fn hold(&mut self, served: &[BoundListener]) {
+        if !self.enabled {
+            return;
+        }
+        let wanted: BTreeMap<String, &BoundListener> =
+            served.iter().filter(|l| !self.units.contains(&l.local)).map(|l| (name_of(l.local), l)).collect();
+        let gone: Vec<String> = self.stored.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
+        for name in gone {
+            self.remove(&name);
+            self.stored.remove(&name);
+        }
+        let mut left_out = 0;
+        for (name, listener) in wanted {
+            if self.stored.contains_key(&name) {
+                continue;
+            }
+            if self.stored.len() >= MAX_STORED {
+                left_out += 1;
+                continue;
+            }
+            let notes = [NotifyState::FdStore, NotifyState::FdName(&name)];
+            match sd_notify::notify_with_fds(&notes, &[listener.listener.as_fd()]) {
+                Ok(()) => drop(self.stored.insert(name, listener.local)),
+                Err(error) => {
+                    tracing::warn!(reason = "fdstore-failed", addr = %listener.local, %error, "lost at a restart");
+                }
+            }
+        }
+        if left_out > 0 {
+            tracing::warn!(
+                reason = "fdstore-full",
+                left_out,
+                "{MAX_STORED} listeners are stored already; the others end with this process"
+            );
+        }
+    }
+
+    fn remove(&self, name: &str) {
+        if self.enabled
+            && let Err(error) = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])
+        {
+            tracing::debug!(%error, "sd_notify");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_fit_the_protocol() {
+        let names = ["127.0.0.1:10001", "127.0.0.11:1", "[2001:db8::1]:443", "[2001:db8:1::]:443", "[::]:443"]
+            .map(|a| name_of(a.parse().unwrap()));
+        assert_eq!(names[0], "listen-127.0.0.1,10001");
+        assert_eq!(names[2], "listen-2001_db8__1,443");
+        let unique: HashSet<_> = names.iter().collect();
+        assert_eq!(unique.len(), names.len());
+        for name in &names {
+            assert!(is_name(name) && name.len() <= 255, "{name}");
+            assert!(name.bytes().all(|b| b.is_ascii_graphic() && b != b':'), "{name}");
+        }
+        assert!(!is_name("tng"));
+    }
+}
