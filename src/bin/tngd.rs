@@ -5,12 +5,11 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use tng::capture::apply;
-use tng::capture::guard::Guard;
-use tng::capture::plan::RulesPlan;
-use tng::config::{self, OnStop};
+use tng::config;
+use tng::daemon::guard_command::{self, GuardOptions};
 use tng::daemon::lifecycle::{self, ServeOptions};
 use tng::daemon::{self, Paths, supervisor};
-use tng::units::{self, in_force};
+use tng::units;
 
 /// Puts unmodified TCP applications behind attested TLS.
 #[derive(Parser)]
@@ -137,17 +136,11 @@ macro_rules! failure_from {
         }
     )* };
 }
-failure_from!(lifecycle::ServeError, supervisor::RunError, units::UnitError);
+failure_from!(lifecycle::ServeError, supervisor::RunError, guard_command::GuardCommandError, units::UnitError);
 
 impl From<config::Report> for Failure {
     fn from(report: config::Report) -> Self {
         Self { status: 78, message: report.to_string() }
-    }
-}
-
-impl From<tng::capture::guard::GuardError> for Failure {
-    fn from(e: tng::capture::guard::GuardError) -> Self {
-        Self { status: 1, message: format!("{e} [{}]", e.reason()) }
     }
 }
 
@@ -236,7 +229,11 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
             }
             Ok(0)
         }
-        Command::Guard { instance, last_good, owner } => guard(&instance, last_good, owner.as_deref()),
+        Command::Guard { instance, last_good, owner } => {
+            daemon::init_logging();
+            guard_command::guard(&GuardOptions { instance, owner, last_good })?;
+            Ok(0)
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tngd", &mut script);
@@ -258,42 +255,4 @@ fn owner_uid(owner: Option<&str>) -> Result<u32, Failure> {
             .map_err(|e| Failure { status: 67, message: format!("{e} [{}]", e.reason()) }),
         None => Ok(daemon::find_user("tng").map_or(0, |(uid, _)| uid.as_raw())),
     }
-}
-
-fn guard(instance: &str, last_good: bool, owner: Option<&str>) -> Result<u8, Failure> {
-    use std::os::fd::AsFd;
-    daemon::init_logging();
-    administrator()?;
-    let path = config::instance_path(instance)?;
-    let paths = Paths::current();
-    let wanted = if last_good { in_force::load_or_last_good(&paths, &path) } else { in_force::load(&path) }?;
-    let config = wanted.config;
-    let mut signals = nix::sys::signal::SigSet::empty();
-    signals.add(nix::sys::signal::Signal::SIGTERM);
-    signals.add(nix::sys::signal::Signal::SIGINT);
-    let io = |e: nix::errno::Errno| Failure { status: 1, message: format!("signals: {e}") };
-    signals.thread_block().map_err(io)?;
-    let stop = nix::sys::signalfd::SignalFd::new(&signals).map_err(io)?;
-    let slots = apply::allocate(&paths, &config, owner_uid(owner)?)?;
-    let plan = RulesPlan::new(&config, &slots);
-    if plan.is_empty() {
-        return Err(Failure { status: 1, message: format!("instance {} captures nothing to guard", config.instance) });
-    }
-    let mut guard = Guard::start(&paths, plan)?;
-    let status = format!("guarding {}", config.instance);
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&status)]);
-    if let Some(socket) = guard.socket() {
-        // A copy with the service manager keeps the table when this process is killed.
-        let notes = [sd_notify::NotifyState::FdStore, sd_notify::NotifyState::FdName("guard")];
-        let _ = sd_notify::notify_with_fds(&notes, &[socket]);
-    }
-    tracing::info!("{status}");
-    guard.run(stop.as_fd())?;
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    if config.on_stop == OnStop::Closed {
-        tracing::info!(instance = %config.instance, "guard stopped: captured traffic is no longer refused by it");
-    }
-    drop(guard);
-    let _ = apply::release_if_down(&paths, &config.instance);
-    Ok(0)
 }

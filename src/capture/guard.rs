@@ -4,16 +4,16 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::allocation::Locked;
 use super::apply::{self, ApplyError};
+use super::fdstore::{FdStore, Kept};
 use super::nft::NftError;
-use super::owner::TableOwner;
+use super::owner::{Fault, Origin, TableOwner};
 use super::plan::RulesPlan;
-use super::render::{self, Present};
 use super::routes::{self, Part};
 use super::watch::Watch;
 use super::{compile, observe};
@@ -58,48 +58,79 @@ impl GuardError {
     }
 }
 
-/// The guard of one instance.
+/// What the guard would say of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Captured endpoints; none: there is nothing to guard yet.
+    pub endpoints: Vec<String>,
+    /// How often a stranger's change was undone.
+    pub restored: u32,
+    /// When the last time.
+    pub last_restored: Option<SystemTime>,
+    /// What is not as it should be, and could not be put right.
+    pub problem: Option<String>,
+}
+
+/// The guard of one instance. Without captures it is idle, until a reload brings some.
 pub struct Guard {
     paths: Paths,
     plan: RulesPlan,
-    owner: TableOwner,
+    store: FdStore,
+    /// `None` while there is nothing to guard.
+    owner: Option<TableOwner>,
     watch: Watch,
     requests: UnixListener,
     /// The last look found another command at work.
     busy: bool,
+    standing: Standing,
 }
 
 impl Guard {
-    /// Loads the guard table and starts to listen for requests and changes.
-    pub fn start(paths: &Paths, plan: RulesPlan) -> Result<Self, GuardError> {
+    /// Holds the guard table, and starts to listen for requests and changes. `inherited`: what a guard before this
+    /// one left with the service manager; a table that is among it and is as it would be loaded now stays untouched.
+    pub fn start(paths: &Paths, plan: RulesPlan, store: FdStore, inherited: Vec<Kept>) -> Result<Self, GuardError> {
         apply::point("guard.start")?;
+        paths.make_private_dir()?;
         let socket = paths.guard_socket(&plan.instance);
         let _ = std::fs::remove_file(&socket);
         let requests = UnixListener::bind(&socket)?;
-        Self::start_on(requests, paths, plan).inspect_err(|_| {
+        Self::start_on(requests, paths, plan, store, inherited).inspect_err(|_| {
             let _ = std::fs::remove_file(&socket);
         })
     }
 
-    fn start_on(requests: UnixListener, paths: &Paths, plan: RulesPlan) -> Result<Self, GuardError> {
+    fn start_on(
+        requests: UnixListener,
+        paths: &Paths,
+        plan: RulesPlan,
+        store: FdStore,
+        inherited: Vec<Kept>,
+    ) -> Result<Self, GuardError> {
         std::fs::set_permissions(paths.guard_socket(&plan.instance), std::fs::Permissions::from_mode(0o600))?;
         requests.set_nonblocking(true)?;
-        let owner = owner_with(paths, &plan, &Present::default())?;
+        let owner = owner_with(paths, &plan, store, inherited)?;
         apply::point("guard.loaded")?;
-        Ok(Self { paths: paths.clone(), plan, owner, watch: Watch::new()?, requests, busy: false })
+        let standing = Standing { endpoints: endpoints(&plan), ..Standing::default() };
+        Ok(Self { paths: paths.clone(), plan, store, owner, watch: Watch::new()?, requests, busy: false, standing })
     }
 
-    /// The copy of the socket that keeps the table, for systemd's FDSTORE.
-    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
-        self.owner.socket()
+    /// What it would say of itself.
+    pub fn standing(&self) -> &Standing {
+        &self.standing
     }
 
-    /// Serves until `stop` becomes readable.
-    pub fn run(&mut self, stop: BorrowedFd<'_>) -> Result<(), GuardError> {
+    /// Serves until `stop` becomes readable. Calls `tell` after each look, and at least every `pulse`.
+    pub fn run(
+        &mut self,
+        stop: BorrowedFd<'_>,
+        pulse: Duration,
+        mut tell: impl FnMut(&Standing),
+    ) -> Result<(), GuardError> {
         loop {
+            tell(&self.standing);
             let [nftables, routes] = self.watch.fds();
             let mut fds = [nftables, routes, self.requests.as_fd(), stop].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-            let patrol = if self.busy { BUSY } else { PATROL };
+            let patrol = if self.busy { BUSY } else { PATROL }.min(pulse);
             match poll(&mut fds, PollTimeout::try_from(patrol).unwrap_or(PollTimeout::NONE)) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(e) => return Err(GuardError::Io(e.into())),
@@ -117,6 +148,7 @@ impl Guard {
                 settle(stop);
             }
             self.watch.drain();
+            apply::point("guard.look")?;
             self.repair();
         }
     }
@@ -140,32 +172,48 @@ impl Guard {
         let _ = writeln!(&stream, "{answer}");
     }
 
-    /// Changes the guard table in place.
+    /// Brings the guard table to what `plan` says: new, changed, or gone when nothing is captured.
     fn load(&mut self, plan: RulesPlan) -> Result<(), GuardError> {
-        let present = observe::present(&plan.guard_table())?;
-        if self.owner.is_alive() {
+        if plan.is_empty() {
+            if let Some(owner) = self.owner.take() {
+                owner.remove()?;
+            }
+        } else if let Some(owner) = self.owner.as_mut() {
             apply::check_cgroups(&plan)?;
-            self.owner.load(&render::transaction(&compile::guard_table(&plan), &present))?;
+            owner.load(&compile::guard_table(&plan))?;
         } else {
-            // The copy of the dead nft's socket still owns the old table, and nobody else could write the new one.
-            self.owner.release();
-            self.owner = owner_with(&self.paths, &plan, &Present::default())?;
+            self.owner = owner_with(&self.paths, &plan, self.store, Vec::new())?;
         }
+        self.standing.endpoints = endpoints(&plan);
         self.plan = plan;
         Ok(())
     }
 
     /// Puts back the guard table, the capture table, the rule and the routes as far as they are not as applied.
     fn repair(&mut self) {
-        if !self.owner.is_alive() {
-            tracing::warn!(reason = "guard-lost-nft", "the guard's nft ended; loading the guard table anew");
-            if let Err(e) = self.load(self.plan.clone()) {
-                tracing::error!(reason = e.reason(), error = %e, "the guard table could not be loaded");
-            }
+        let guard = self.repair_guard();
+        if let Err(e) = &guard {
+            tracing::error!(reason = e.reason(), error = %e, "the guard table could not be loaded");
         }
-        if let Err(e) = self.repair_capture() {
+        let capture = self.repair_capture();
+        if let Err(e) = &capture {
             tracing::error!(reason = e.reason(), error = %e, "rules could not be put back");
         }
+        self.standing.problem = guard.err().map(|e| e.to_string()).or(capture.err().map(|e| e.to_string()));
+    }
+
+    fn repair_guard(&mut self) -> Result<(), GuardError> {
+        let Some(owner) = self.owner.as_mut() else { return Ok(()) };
+        match owner.fault()? {
+            None => return Ok(()),
+            Some(Fault::NftEnded) => {
+                tracing::warn!(reason = "guard-lost-nft", "the guard's nft ended; loading the guard table anew");
+            }
+            Some(Fault::TableLost) => {
+                tracing::warn!(reason = "guard-lost-table", "the guard table is gone; loading it anew");
+            }
+        }
+        self.load(self.plan.clone())
     }
 
     fn repair_capture(&mut self) -> Result<(), ApplyError> {
@@ -197,6 +245,8 @@ impl Guard {
             ms = began.elapsed().as_millis() as u64,
             "capture table, rule and routes are back"
         );
+        self.standing.restored = self.standing.restored.saturating_add(1);
+        self.standing.last_restored = Some(SystemTime::now());
         Ok(())
     }
 }
@@ -207,11 +257,27 @@ impl Drop for Guard {
     }
 }
 
-fn owner_with(paths: &Paths, plan: &RulesPlan, present: &Present) -> Result<TableOwner, GuardError> {
+fn owner_with(
+    paths: &Paths,
+    plan: &RulesPlan,
+    store: FdStore,
+    inherited: Vec<Kept>,
+) -> Result<Option<TableOwner>, GuardError> {
+    if plan.is_empty() {
+        inherited.into_iter().for_each(|kept| store.forget(kept));
+        return Ok(None);
+    }
     apply::check_cgroups(plan)?;
-    let mut owner = TableOwner::start(&plan.guard_table(), &paths.guard_rules(&plan.instance))?;
-    owner.load(&render::transaction(&compile::guard_table(plan), present))?;
-    Ok(owner)
+    let file = paths.guard_rules(&plan.instance);
+    let (owner, origin) = TableOwner::hold(&compile::guard_table(plan), &file, store, inherited)?;
+    if origin == Origin::Adopted {
+        tracing::info!(instance = %plan.instance, "the guard table of before is as it should be, and stays");
+    }
+    Ok(Some(owner))
+}
+
+fn endpoints(plan: &RulesPlan) -> Vec<String> {
+    plan.captures.iter().map(|c| c.ident.replace('_', "-")).collect()
 }
 
 /// Waits for the end of a burst, or for `stop`.

@@ -4,10 +4,13 @@
 pub mod allocation;
 pub mod apply;
 pub mod compile;
+pub mod fdstore;
 pub mod guard;
+mod held;
 pub mod ir;
 pub mod marks;
 pub mod nft;
+mod nft_process;
 pub mod observe;
 mod order;
 mod owner;

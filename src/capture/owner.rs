@@ -1,128 +1,228 @@
-//! A table that a stranger cannot touch: `flags owner`, held by a long-running `nft -i`.
+//! A table that a stranger cannot touch: `flags owner`, held by a netlink socket.
 //!
 //! The kernel ties an owned table to the netlink socket that made it. Others' `flush ruleset` passes it by and their
-//! `delete table` gets EPERM; it vanishes when the last descriptor of that socket closes. So the commands go to one
-//! `nft -i` by its standard input, each `include` one transaction, and a copy of its socket keeps the table when
-//! nft itself is killed.
+//! `delete table` gets EPERM; it vanishes when the last descriptor of that socket closes. The socket is that of an
+//! `nft -i`, and a copy of it, here and with the service manager, keeps the table when nft or this process is killed.
+//!
+//! A table can be changed only through its own socket, so without that nft there has to be a new table by a new one.
+//! The name is taken until the old socket closes; meanwhile a stand-in of another name refuses the same. Its place is
+//! taken back in the transaction that loads the new table, so no packet meets a moment without: the gap is 0, where
+//! closing the socket first and loading then left one of some 10 ms.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::fdstore::{FdStore, Kept, Record};
+use super::held::{Holder, holder};
+use super::ir::Table;
 use super::nft::{self, NftError};
-use crate::sys;
+use super::nft_process::NftProcess;
+use super::render::{self, Present};
+use super::{apply, observe};
 
-const DEADLINE: Duration = Duration::from_secs(20);
+/// How long the old table may take to go: the service manager closes its copy when it has read our note.
+const LET_GO: Duration = Duration::from_secs(5);
+/// Time between two looks at it.
+const LOOK: Duration = Duration::from_millis(1);
 
-/// An `nft -i` and the table it owns.
-pub struct TableOwner {
+/// An owned table.
+pub(super) struct TableOwner {
     table: String,
-    /// Where the transactions are put for `include`.
     file: PathBuf,
-    child: Child,
-    stdin: ChildStdin,
-    lines: Receiver<Line>,
-    /// Copy of nft's netlink socket.
-    socket: Option<OwnedFd>,
-}
-
-enum Line {
-    Out(String),
-    Err(String),
-    End,
+    store: FdStore,
+    /// `None` until a table that was taken over has to change.
+    nft: Option<NftProcess>,
+    /// Copy of the socket. `None` when it could not be had: then the table goes with nft.
+    kept: Option<Kept>,
+    /// Of a socket that is let go when the table is loaded by another.
+    retiring: Option<Kept>,
+    /// The stand-in is loaded.
+    stand_in: bool,
 }
 
 impl TableOwner {
-    /// Starts nft; the table comes with the first [`TableOwner::load`].
-    pub fn start(table: &str, file: &Path) -> Result<Self, NftError> {
-        let program = nft::program();
-        let mut child = Command::new(&program)
-            .arg("-i")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|e| nft::spawn_error(program, e))?;
-        let (sender, lines) = channel();
-        let (out, err) = (child.stdout.take(), child.stderr.take());
-        let to = sender.clone();
-        thread::spawn(move || forward(out, move |line| to.send(line.map_or(Line::End, Line::Out)).is_ok()));
-        thread::spawn(move || forward(err, move |line| line.is_none_or(|l| sender.send(Line::Err(l)).is_ok())));
-        let Some(stdin) = child.stdin.take() else {
-            return Err(NftError::Refused("nft has no standard input".into()));
+    /// Holds `wanted`: the one that a socket among `inherited` owns already, if it is the same, else a new one.
+    pub(super) fn hold(
+        wanted: &Table,
+        file: &Path,
+        store: FdStore,
+        inherited: Vec<Kept>,
+    ) -> Result<(Self, Origin), NftError> {
+        let mut owner = Self {
+            table: wanted.name.clone(),
+            file: file.to_owned(),
+            store,
+            nft: None,
+            kept: None,
+            retiring: None,
+            stand_in: false,
         };
-        Ok(Self { table: table.to_owned(), file: file.to_owned(), child, stdin, lines, socket: None })
+        owner.inherit(inherited)?;
+        if owner.holds_already(wanted)? {
+            return Ok((owner, Origin::Adopted));
+        }
+        owner.load(wanted)?;
+        Ok((owner, Origin::Loaded))
     }
 
-    /// Runs `transaction` and reads the table back.
-    pub fn load(&mut self, transaction: &str) -> Result<(), NftError> {
-        super::allocation::write_atomically(&self.file, transaction.as_bytes())?;
-        let list = format!("list table inet {}", self.table);
-        // Broken pipe: nft died; reading its last words below says so.
-        let _ = writeln!(self.stdin, "include \"{}\"\n{list}", self.file.display());
-        let end = Instant::now() + DEADLINE;
-        let mut complaints = Vec::new();
-        loop {
-            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(Line::Out(line)) if line == "}" => break,
-                Ok(Line::Out(_)) => {}
-                // The listing itself failed: the table is not there.
-                Ok(Line::Err(line)) if line.trim() == list => break,
-                Ok(Line::Err(line)) => complaints.push(line),
-                Ok(Line::End) | Err(RecvTimeoutError::Disconnected) => {
-                    complaints.push("nft -i ended".to_owned());
-                    break;
+    /// Keeps the socket that owns the table, or else the one that owns the stand-in, and closes the others.
+    fn inherit(&mut self, inherited: Vec<Kept>) -> Result<(), NftError> {
+        let (table, stand_in) = (holder(&self.table)?, holder(&stand_in_name(&self.table))?);
+        for kept in inherited {
+            let owns = |what: Holder| what == Holder::Port(kept.port());
+            if owns(table) || (owns(stand_in) && self.kept.is_none()) {
+                if let Some(other) = self.kept.replace(kept) {
+                    self.store.forget(other);
                 }
-                Err(RecvTimeoutError::Timeout) => return Err(NftError::Timeout),
+            } else {
+                self.store.forget(kept);
             }
         }
-        // nft answers in order, so what it had to say of the include has come by now.
-        complaints.extend(self.lines.try_iter().filter_map(|l| if let Line::Err(l) = l { Some(l) } else { None }));
-        if !complaints.is_empty() {
-            return Err(NftError::Refused(complaints.join("\n")));
-        }
-        if self.socket.is_none() {
-            self.socket = sys::netlink_socket_of(self.child.id());
+        // A stand-in whose owner was closed just now would be in the way of the next one.
+        if self.kept.as_ref().is_some_and(|k| table == Holder::Port(k.port())) {
+            wait_absent(&stand_in_name(&self.table))?;
         }
         Ok(())
     }
 
-    /// The copy of nft's socket, for systemd's FDSTORE.
-    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
-        self.socket.as_ref().map(AsFd::as_fd)
+    fn holds_already(&self, wanted: &Table) -> Result<bool, NftError> {
+        let Some(kept) = self.kept.as_ref() else { return Ok(false) };
+        let Some(record) = kept.read() else { return Ok(false) };
+        Ok(holder(&self.table)? == Holder::Port(kept.port())
+            && record.wanted == render::table(wanted)
+            && record.listing == nft::list_stateless(&self.table)?)
     }
 
-    /// Lets go of the table: without nft and without the copy it vanishes.
-    pub fn release(&mut self) {
-        self.socket = None;
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    /// Changes the table to `wanted`, in one transaction.
+    pub(super) fn load(&mut self, wanted: &Table) -> Result<(), NftError> {
+        if !self.nft.as_mut().is_some_and(NftProcess::is_alive) {
+            self.renew(wanted)?;
+        }
+        let Some(nft) = self.nft.as_mut() else { return Err(NftError::Refused("nft -i ended".into())) };
+        let mut text = render::transaction(wanted, &observe::present(&self.table)?);
+        if self.stand_in {
+            text.push_str(&format!("delete table inet {}\n", stand_in_name(&self.table)));
+        }
+        nft.load(&text, &self.table)?;
+        self.stand_in = false;
+        if self.kept.is_none() {
+            self.keep_socket();
+        }
+        self.close_retiring();
+        self.record(wanted);
+        Ok(())
     }
 
-    /// Whether nft still runs. Without it the table stays, by the copy, but cannot be changed.
-    pub fn is_alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+    /// A new nft, and the name of the table free for it.
+    fn renew(&mut self, wanted: &Table) -> Result<(), NftError> {
+        let mut nft = NftProcess::start(&self.file)?;
+        let next = stand_in_name(&self.table);
+        let bridge = holder(&self.table)? != Holder::Absent && holder(&next)? == Holder::Absent;
+        if bridge {
+            let stand_in = Table { name: next.clone(), ..wanted.clone() };
+            nft.load(&render::transaction(&stand_in, &Present::default()), &next)?;
+        }
+        self.nft = Some(nft);
+        self.close_retiring();
+        self.retiring = self.kept.take();
+        self.stand_in = bridge;
+        if bridge {
+            self.keep_socket();
+            let _ = apply::point("guard.stand-in");
+            self.close_retiring();
+        }
+        wait_absent(&self.table)
     }
-}
 
-impl Drop for TableOwner {
-    fn drop(&mut self) {
-        self.release();
-        let _ = std::fs::remove_file(&self.file);
-    }
-}
-
-/// Sends each line, then `None` at the end, until the receiver is gone.
-fn forward(pipe: Option<impl Read>, mut send: impl FnMut(Option<String>) -> bool) {
-    let Some(pipe) = pipe else { return };
-    for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-        if !send(Some(line)) {
-            return;
+    fn keep_socket(&mut self) {
+        let socket = self.nft.as_ref().and_then(NftProcess::socket);
+        match socket.map(|socket| Kept::new(socket, self.retiring.as_ref())) {
+            Some(Ok(kept)) => {
+                self.store.keep(&kept);
+                self.kept = Some(kept);
+            }
+            Some(Err(error)) => tracing::warn!(reason = "guard-not-kept", %error, "the table would go with nft"),
+            None => tracing::warn!(
+                reason = "guard-not-kept",
+                "the table would go with nft: its socket cannot be copied (pidfd_getfd; kernel.yama.ptrace_scope?)"
+            ),
         }
     }
-    send(None);
+
+    fn close_retiring(&mut self) {
+        if let Some(old) = self.retiring.take() {
+            self.store.forget(old);
+        }
+    }
+
+    /// What is loaded, for the guard that comes after this one.
+    fn record(&self, wanted: &Table) {
+        let (FdStore::Systemd, Some(kept)) = (self.store, self.kept.as_ref()) else { return };
+        let recorded = nft::list_stateless(&self.table)
+            .map(|listing| Record { wanted: render::table(wanted), listing })
+            .and_then(|record| Ok(kept.write(&record)?));
+        if let Err(error) = recorded {
+            tracing::warn!(reason = error.reason(), %error, "the next guard will load its table anew");
+        }
+    }
+
+    /// What is wrong with the holding of the table, if anything is.
+    pub(super) fn fault(&mut self) -> Result<Option<Fault>, NftError> {
+        if self.nft.as_mut().is_some_and(|nft| !nft.is_alive()) {
+            return Ok(Some(Fault::NftEnded));
+        }
+        let ours = self.kept.as_ref().map(|k| Holder::Port(k.port()));
+        let sound = match (holder(&self.table)?, ours) {
+            (now, Some(ours)) => now == ours,
+            (now, None) => now != Holder::Absent,
+        };
+        Ok((!sound).then_some(Fault::TableLost))
+    }
+
+    /// Removes the table at once, and from the service manager.
+    pub(super) fn remove(mut self) -> Result<(), NftError> {
+        self.close_retiring();
+        if let Some(kept) = self.kept.take() {
+            self.store.forget(kept);
+        }
+        self.nft = None;
+        wait_absent(&self.table)
+    }
+}
+
+/// How a table came to be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// It was there, and stayed untouched.
+    Adopted,
+    /// It was loaded.
+    Loaded,
+}
+
+/// What can be wrong with a held table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The table stays by the copy of the socket, but cannot be changed.
+    NftEnded,
+    /// The kernel has it no more, or has another's.
+    TableLost,
+}
+
+/// No instance name has an underscore, so this is no other instance's table.
+fn stand_in_name(table: &str) -> String {
+    format!("{table}_next")
+}
+
+/// The last copy of a socket may be with a process that is just ending, or with the service manager.
+fn wait_absent(table: &str) -> Result<(), NftError> {
+    let end = Instant::now() + LET_GO;
+    while holder(table)? != Holder::Absent {
+        if Instant::now() >= end {
+            let text = format!("table inet {table} belongs to another process: is another guard of it running?");
+            return Err(NftError::Refused(text));
+        }
+        thread::sleep(LOOK);
+    }
+    Ok(())
 }

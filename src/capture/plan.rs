@@ -37,6 +37,10 @@ pub struct CapturePlan {
 }
 
 impl RulesPlan {
+    /// Nothing is captured.
+    pub fn nothing(instance: InstanceName) -> Self {
+        Self { instance, owner_uid: 0, captures: Vec::new(), retired: Vec::new(), ingress_marks: Vec::new() }
+    }
     /// Name of the capture table.
     pub fn capture_table(&self) -> String {
         capture_table_name(&self.instance)

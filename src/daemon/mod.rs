@@ -9,6 +9,7 @@ mod describe;
 mod endpoint;
 mod fdstore;
 mod gate;
+pub mod guard_command;
 pub mod handoff;
 mod inherited;
 pub mod lifecycle;

@@ -166,8 +166,14 @@ impl Undo<'_> {
                 if let Err(e) = apply::apply_plan(self.paths, plan) {
                     tracing::error!(reason = e.reason(), error = %e, "going back: rules");
                 }
-            } else if let Err(e) = apply::remove_rules(self.paths, self.instance) {
-                tracing::error!(reason = e.reason(), error = %e, "going back: rules");
+            } else {
+                if let Err(e) = apply::remove_rules(self.paths, self.instance) {
+                    tracing::error!(reason = e.reason(), error = %e, "going back: rules");
+                }
+                // There was nothing to guard, and an idle guard may have loaded the new table.
+                if let Err(e) = guard::request_load(self.paths, &RulesPlan::nothing(self.instance.clone())) {
+                    tracing::error!(reason = e.reason(), error = %e, "going back: guard");
+                }
             }
         }
         result

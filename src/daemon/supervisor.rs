@@ -19,8 +19,9 @@ use nix::unistd::{Pid, Uid};
 
 use super::reload;
 use super::{Paths, PrivilegeError, find_user, may_administer_network};
-use crate::capture::allocation::{AllocationError, Allocations, InstanceSlots};
+use crate::capture::allocation::{AllocationError, Allocations};
 use crate::capture::apply::{self, ApplyError};
+use crate::capture::fdstore::FdStore;
 use crate::capture::guard::{Guard, GuardError};
 use crate::capture::plan::RulesPlan;
 use crate::config::{self, Config, InstanceName, Mode, OnStop};
@@ -124,30 +125,32 @@ pub fn run(name_or_path: &str, user: Option<&str>) -> Result<(), RunError> {
     let paths = Paths::current();
     let _only = OnlyOne::new(&paths, &config.instance)?;
     let owner_uid = user_ids.map_or_else(Uid::effective, |(uid, _)| uid).as_raw();
-    let net = if captures { Some(Net::up(&paths, &config, owner_uid)?) } else { None };
+    let guard = if captures { Some(net_up(&paths, &config, owner_uid)?) } else { idle_guard(&paths, &config) };
     let child = match spawn(&path, user) {
         Ok(child) => child,
         Err(e) => {
-            if let Some(net) = net {
-                net.down(&paths, &config.instance);
+            if captures {
+                remove_rules(&paths, &config.instance);
             }
+            guard.map(HeldGuard::stop);
             return Err(e);
         }
     };
     let end = supervise(child, &signals, &paths, &path, &config);
     let closed = stop_policy(&paths, &config).0 == OnStop::Closed && end.is_ok();
-    if closed && captures {
+    // A reload may have brought captures that were not there at the start.
+    let rules = captures || apply::recorded_plan(&paths, &config.instance).is_some();
+    if closed && rules {
         tracing::info!("on_stop = \"closed\": captured traffic is refused until the next start or net down");
     }
     let stays = closed || matches!(end, Err(RunError::ChildKilled { .. }));
-    match net {
-        Some(net) if stays => net.leave_refusing(),
-        Some(net) => net.down(&paths, &config.instance),
-        // A reload may have brought captures that were not there at the start.
-        None if apply::recorded_plan(&paths, &config.instance).is_none() => paths.remove_instance(&config.instance),
-        None if stays => {}
-        None => remove_rules(&paths, &config.instance),
+    match (rules, stays) {
+        // The capture table refuses without listeners; the guard's table goes with this process.
+        (true, true) => {}
+        (true, false) => remove_rules(&paths, &config.instance),
+        (false, _) => paths.remove_instance(&config.instance),
     }
+    guard.map(HeldGuard::stop);
     end
 }
 
@@ -182,44 +185,29 @@ impl Drop for OnlyOne {
     }
 }
 
-/// Rules that are up, and the thread that holds the guard.
-struct Net {
-    guard: thread::JoinHandle<Result<(), GuardError>>,
+/// The thread that holds the guard.
+struct HeldGuard {
+    thread: thread::JoinHandle<Result<(), GuardError>>,
     /// Closing it ends the guard.
     stop: OwnedFd,
 }
 
-impl Net {
-    /// Guard first, so that nothing passes between the two.
-    fn up(paths: &Paths, config: &Config, owner_uid: u32) -> Result<Self, RunError> {
-        let slots = apply::allocate(paths, config, owner_uid)?;
-        let (guard, stop) = hold_guard(paths, config, &slots).inspect_err(|_| {
-            let _ = apply::release_if_down(paths, &config.instance);
-        })?;
-        let net = Self { guard, stop };
-        match apply::up(paths, config, owner_uid) {
-            Ok(_) => Ok(net),
-            Err(e) => {
-                net.stop_guard();
-                let _ = apply::release_if_down(paths, &config.instance);
-                Err(e.into())
-            }
-        }
+impl HeldGuard {
+    fn start(paths: &Paths, plan: RulesPlan) -> Result<Self, RunError> {
+        let mut guard = Guard::start(paths, plan, FdStore::None, Vec::new())?;
+        let (stopped, stop) =
+            nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| io_error("pipe")(e.into()))?;
+        // poll(2) reports the closing of the other end as POLLHUP.
+        let thread = thread::Builder::new()
+            .name("guard".into())
+            .spawn(move || guard.run(stopped.as_fd(), Duration::MAX, |_| {}))
+            .map_err(io_error("start the guard"))?;
+        Ok(Self { thread, stop })
     }
 
-    fn down(self, paths: &Paths, instance: &InstanceName) {
-        remove_rules(paths, instance);
-        self.stop_guard();
-    }
-
-    /// The capture table refuses without listeners; the guard's table goes with this process.
-    fn leave_refusing(self) {
-        self.stop_guard();
-    }
-
-    fn stop_guard(self) {
+    fn stop(self) {
         drop(self.stop);
-        match self.guard.join() {
+        match self.thread.join() {
             Ok(Ok(())) => {}
             Ok(Err(e)) => tracing::error!(reason = e.reason(), error = %e, "guard"),
             Err(_) => tracing::error!(reason = "guard-panicked", "guard"),
@@ -227,23 +215,35 @@ impl Net {
     }
 }
 
+/// Guard first, so that nothing passes between the two.
+fn net_up(paths: &Paths, config: &Config, owner_uid: u32) -> Result<HeldGuard, RunError> {
+    let slots = apply::allocate(paths, config, owner_uid)?;
+    let guard = HeldGuard::start(paths, RulesPlan::new(config, &slots)).inspect_err(|_| {
+        let _ = apply::release_if_down(paths, &config.instance);
+    })?;
+    match apply::up(paths, config, owner_uid) {
+        Ok(_) => Ok(guard),
+        Err(e) => {
+            guard.stop();
+            let _ = apply::release_if_down(paths, &config.instance);
+            Err(e.into())
+        }
+    }
+}
+
+/// For the captures that a reload may bring. Without the right to hold it there is no right to apply those either.
+fn idle_guard(paths: &Paths, config: &Config) -> Option<HeldGuard> {
+    if !may_administer_network() {
+        return None;
+    }
+    let held = HeldGuard::start(paths, RulesPlan::nothing(config.instance.clone()));
+    held.inspect_err(|e| tracing::warn!(reason = e.reason(), error = %e, "captures of a reload will have no guard")).ok()
+}
+
 fn remove_rules(paths: &Paths, instance: &InstanceName) {
     if let Err(e) = apply::down(paths, instance) {
         tracing::error!(reason = e.reason(), error = %e, "rules could not be removed: tngd net down {instance}");
     }
-}
-
-type GuardThread = (thread::JoinHandle<Result<(), GuardError>>, OwnedFd);
-
-fn hold_guard(paths: &Paths, config: &Config, slots: &InstanceSlots) -> Result<GuardThread, RunError> {
-    let mut guard = Guard::start(paths, RulesPlan::new(config, slots))?;
-    let (stopped, stop) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| io_error("pipe")(e.into()))?;
-    // poll(2) reports the closing of the other end as POLLHUP.
-    let thread = thread::Builder::new()
-        .name("guard".into())
-        .spawn(move || guard.run(stopped.as_fd()))
-        .map_err(io_error("start the guard"))?;
-    Ok((thread, stop))
 }
 
 fn spawn(path: &Path, user: Option<&str>) -> Result<Child, RunError> {
