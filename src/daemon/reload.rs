@@ -16,7 +16,7 @@ use crate::capture::apply::{self, ApplyError};
 use crate::capture::guard::{self, GuardError};
 use crate::capture::plan::RulesPlan;
 use crate::config::{self, Config, InstanceName};
-use crate::units::in_force;
+use crate::units::{in_force, prepare};
 
 /// Why the old configuration goes on.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +121,9 @@ fn keep(paths: &Paths, instance: &InstanceName, text: &str, done: &mut Reloaded)
     if !in_force::is_up(paths, instance) {
         return; // `tngd run`
     }
-    let kept = in_force::record(paths, instance, text).and_then(|()| in_force::keep_as_last_good(instance, text));
+    let kept = in_force::record(paths, instance, text)
+        .and_then(|()| in_force::keep_as_last_good(instance, text))
+        .and_then(|()| prepare::forget_problem(instance));
     if let Err(e) = kept {
         done.warnings.push(format!("the configuration is in force, but could not be kept: {e}"));
     }

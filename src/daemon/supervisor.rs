@@ -237,7 +237,8 @@ fn idle_guard(paths: &Paths, config: &Config) -> Option<HeldGuard> {
         return None;
     }
     let held = HeldGuard::start(paths, RulesPlan::nothing(config.instance.clone()));
-    held.inspect_err(|e| tracing::warn!(reason = e.reason(), error = %e, "captures of a reload will have no guard")).ok()
+    held.inspect_err(|e| tracing::warn!(reason = e.reason(), error = %e, "captures of a reload will have no guard"))
+        .ok()
 }
 
 fn remove_rules(paths: &Paths, instance: &InstanceName) {

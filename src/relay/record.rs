@@ -116,6 +116,17 @@ impl Record {
         let shown = |v: Option<&dyn std::fmt::Display>| v.map(|v| v.to_string()).unwrap_or_default();
         let verdict = c.standing.get().map(|s| s.verdict());
         let (bytes_up, bytes_down) = c.bytes();
+        let dst = c.dst.get().map(String::as_str).unwrap_or("");
+        let duration_ms = c.started.elapsed().as_millis() as u64;
+        // What a journal shows without its fields.
+        let summary = format!(
+            "{} {}: {} -> {}: {reason}{}{detail} ({bytes_up} B up, {bytes_down} B down, {duration_ms} ms)",
+            c.side,
+            c.endpoint.as_str(),
+            c.client,
+            if dst.is_empty() { "?" } else { dst },
+            if detail.is_empty() { "" } else { ": " },
+        );
         // Two call sites: a tracing event's level is part of its static metadata.
         macro_rules! event {
             ($level:ident) => {
@@ -124,17 +135,17 @@ impl Record {
                     endpoint = c.endpoint.as_str(),
                     side = %c.side,
                     src = %c.client,
-                    dst = c.dst.get().map(String::as_str).unwrap_or(""),
+                    dst,
                     peer = shown(c.peer.get().map(|p| p as _)),
                     tee = verdict.as_ref().map(|v| v.tee.as_str()).unwrap_or(""),
                     verdict = if verdict.is_some() { "affirming" } else { "none" },
                     policy = verdict.as_ref().map(|v| v.policy_ids.join(",")).unwrap_or_default(),
                     bytes_up,
                     bytes_down,
-                    duration_ms = c.started.elapsed().as_millis() as u64,
+                    duration_ms,
                     reason,
                     detail,
-                    "connection"
+                    "{summary}"
                 )
             };
         }

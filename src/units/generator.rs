@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
-use super::prepare::{has_ipv6, listen_drop_in};
+use super::prepare::{has_ipv6, listen_drop_in, problem_drop_in};
 use super::{drop_in, in_force, manager};
 use crate::capture::allocation::{Allocations, port_is_free};
 use crate::config::{self, Config, InstanceName};
@@ -101,8 +101,7 @@ impl Generator<'_> {
     fn refused(&self, name: &InstanceName, problem: &str) -> io::Result<()> {
         say(problem);
         let first = problem.lines().next().unwrap_or_default();
-        let file = self.dir.join(format!("tng@{name}.service.d/50-problem.conf"));
-        put(&file, &drop_in::problem(name.as_str(), first))
+        put(&problem_drop_in(self.dir, name), &drop_in::problem(name.as_str(), first))
     }
 
     fn want(&self, by: &str, unit: &str, template: &str) -> io::Result<()> {

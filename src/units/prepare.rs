@@ -21,7 +21,7 @@ pub fn prepare(paths: &Paths, path: &Path, owner_uid: u32) -> Result<(), UnitErr
     let config = &in_force.config;
     let slots = apply::allocate(paths, config, owner_uid)?;
     in_force::record(paths, &config.instance, &in_force.text)?;
-    settle(config, &slots).inspect_err(|_| paths.forget_in_force(&config.instance))
+    settle(config, &slots, in_force.problem.is_some()).inspect_err(|_| paths.forget_in_force(&config.instance))
 }
 
 /// The file is wrong, and the unit goes on: whoever reads the journal must find out why.
@@ -36,10 +36,13 @@ pub fn warn_of_problem(in_force: &InForce) {
     }
 }
 
-fn settle(config: &Config, slots: &InstanceSlots) -> Result<(), UnitError> {
+fn settle(config: &Config, slots: &InstanceSlots, refused: bool) -> Result<(), UnitError> {
     let wanted = drop_in::listen(&listeners::specs(config, Some(slots))?, has_ipv6());
     let file = listen_drop_in(Path::new(GENERATED), &config.instance);
-    let is_settled = || std::fs::read_to_string(&file).is_ok_and(|there| there == wanted);
+    let told = problem_drop_in(Path::new(GENERATED), &config.instance);
+    // A unit must not go on saying what was wrong with the file once it is mended.
+    let is_settled =
+        || std::fs::read_to_string(&file).is_ok_and(|there| there == wanted) && (refused || !told.exists());
     if is_settled() {
         return Ok(());
     }
@@ -51,6 +54,19 @@ fn settle(config: &Config, slots: &InstanceSlots) -> Result<(), UnitError> {
 /// Path of the drop-in with an instance's listeners.
 pub(super) fn listen_drop_in(dir: &Path, instance: &InstanceName) -> PathBuf {
     dir.join(format!("tng@{instance}.socket.d/50-listen.conf"))
+}
+
+/// Path of the drop-in that says what is wrong with an instance's file.
+pub(super) fn problem_drop_in(dir: &Path, instance: &InstanceName) -> PathBuf {
+    dir.join(format!("tng@{instance}.service.d/50-problem.conf"))
+}
+
+/// After a reload that took a mended file: the unit's description must not go on calling it refused.
+pub fn forget_problem(instance: &InstanceName) -> Result<(), UnitError> {
+    if problem_drop_in(Path::new(GENERATED), instance).exists() {
+        manager::systemctl(&["daemon-reload"])?;
+    }
+    Ok(())
 }
 
 /// As systemd itself asks: with IPv6 off by `ipv6.disable=1` the file is not there.
