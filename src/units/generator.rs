@@ -22,10 +22,13 @@ const UNIT_DIRS: [&str; 2] = ["/usr/lib/systemd/system", "/lib/systemd/system"];
 /// Writes all drop-ins into `dir`, the first of the three directories that systemd names.
 pub fn run(dir: &Path) {
     let paths = Paths::current();
-    let files = config::list_instances().unwrap_or_else(|report| {
+    let mut files = config::list_instances().unwrap_or_else(|report| {
         say(&report.to_string());
         Vec::new()
     });
+    // An instance that is up keeps its sockets also when its file is gone.
+    let up = in_force::instances(&paths).into_iter().map(|name| config::config_dir().join(format!("{name}.toml")));
+    files.extend(up.filter(|file| !file.exists()));
     let allocations = Allocations::load(&paths).unwrap_or_else(|e| {
         say(&e.to_string());
         Allocations::default()
@@ -131,10 +134,11 @@ fn target_is_enabled() -> bool {
 }
 
 /// To the journal when there is one already, else to the kernel's log, which journald takes over when it starts
-/// (systemd.generator(7): a generator's own output goes nowhere).
+/// (systemd.generator(7): a generator's own output goes nowhere). Run by hand: to standard error.
 fn say(text: &str) {
+    let by_systemd = std::env::var_os("SYSTEMD_SCOPE").is_some();
     for line in text.lines().filter(|l| !l.trim().is_empty()) {
-        if to_journal(line).is_err() && to_kernel(line).is_err() {
+        if !by_systemd || to_journal(line).is_err() && to_kernel(line).is_err() {
             eprintln!("{PROGRAM}: {line}");
         }
     }

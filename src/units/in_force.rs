@@ -62,6 +62,15 @@ pub fn is_up(paths: &Paths, instance: &InstanceName) -> bool {
     paths.in_force(instance).exists()
 }
 
+/// The instances that are up.
+pub fn instances(paths: &Paths) -> Vec<InstanceName> {
+    let entries = std::fs::read_dir(paths.private_dir()).into_iter().flatten().flatten().map(|e| e.path());
+    let texts = entries.filter(|path| path.extension().is_some_and(|e| e == "toml"));
+    let mut names: Vec<_> = texts.filter_map(|path| config::instance_of(&path).ok()).collect();
+    names.sort();
+    names
+}
+
 /// The configuration whose listeners the socket unit has open, if it is up.
 pub fn current(paths: &Paths, path: &Path) -> Option<Config> {
     let instance = config::instance_of(path).ok()?;

@@ -16,7 +16,9 @@ const GENERATED: &str = "/run/systemd/generator";
 ///
 /// Fails when the file has errors and there is no last good configuration.
 pub fn prepare(paths: &Paths, path: &Path, owner_uid: u32) -> Result<(), UnitError> {
-    let in_force = in_force::load_or_last_good(paths, path)?;
+    // A file that is gone is no slip of the pen: the guard goes on refusing, and the start says what is missing.
+    let load = if path.exists() { in_force::load_or_last_good(paths, path) } else { in_force::load(path) };
+    let in_force = load?;
     warn_of_problem(&in_force);
     let config = &in_force.config;
     let slots = apply::allocate(paths, config, owner_uid)?;
