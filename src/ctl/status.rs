@@ -13,10 +13,11 @@ pub(super) fn render(report: &StatusReport, style: Style, now: u64) -> String {
         State::Starting | State::Reloading | State::Draining => style.yellow(word),
     };
     let mut text = format!(
-        "{} {state} (tng {}, pid {})\n  config {} loaded {} ago\n",
+        "{} {state} (tng {}, pid {}, landlock {})\n  config {} loaded {} ago\n",
         style.bold(&printable(&report.instance)),
         printable(&report.version),
         report.pid,
+        printable(&report.confinement.landlock),
         printable(&report.config_path),
         human_age(now.saturating_sub(report.config_loaded_at)),
     );

@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::dataplane::DataPlane;
-use super::status::{State, StatusReport, unix_seconds};
+use super::status::{ConfinementView, State, StatusReport, unix_seconds};
 
 /// Requests answered at once; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 32;
@@ -63,6 +63,7 @@ struct Life {
     problems: Vec<String>,
     last_reload_error: Option<String>,
     worker_problem: Option<String>,
+    confinement: ConfinementView,
 }
 
 impl ControlState {
@@ -77,6 +78,7 @@ impl ControlState {
                 problems: Vec::new(),
                 last_reload_error: None,
                 worker_problem: None,
+                confinement: ConfinementView::default(),
             }),
         })
     }
@@ -84,6 +86,11 @@ impl ControlState {
     /// The data plane runs.
     pub fn set_plane(&self, plane: Arc<DataPlane>) {
         *self.plane.lock().unwrap_or_else(PoisonError::into_inner) = Some(plane);
+    }
+
+    /// What confines the process.
+    pub fn set_confinement(&self, confinement: ConfinementView) {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner).confinement = confinement;
     }
 
     /// The life cycle moved on.
@@ -159,6 +166,7 @@ impl ControlState {
             last_reload_error: life.last_reload_error.clone(),
             listeners: plane.as_ref().map(|p| p.listener_views()).unwrap_or_default(),
             endpoints: plane.as_ref().map(|p| p.endpoint_views()).unwrap_or_default(),
+            confinement: life.confinement.clone(),
             kernel: None,
         }
     }

@@ -2,7 +2,8 @@
 //! the service manager (sd_notify(3)).
 //!
 //! Privileges over time: the configuration is read and listeners are bound with what the caller had; then everything
-//! but CAP_NET_RAW is given up ([`give_up`](super::give_up)); only then the runtime and its threads exist.
+//! but CAP_NET_RAW is given up ([`give_up`](super::give_up)), and so is all of the file system that serving does not
+//! need ([`confine`](super::confine)); only then the runtime and its threads exist.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -16,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::api_sockets::{self, ApiSockets, SocketError};
+use super::confine::{Confinement, confine};
 use super::fdstore::FdStore;
 use super::inherited::Inherited;
 use super::listeners::{self, ListenerError};
@@ -23,8 +25,8 @@ use super::refusing::{Refusing, Why};
 use super::status_line::status_line;
 use super::takeover;
 use super::{
-    BoundListener, ControlState, DataPlane, DataPlaneError, Paths, PrivilegeError, State, find_user, give_up,
-    raise_descriptor_limit, serve_control,
+    BoundListener, ConfinementView, ControlState, DataPlane, DataPlaneError, Paths, PrivilegeError, State, find_user,
+    give_up, raise_descriptor_limit, serve_control,
 };
 use crate::capture::allocation::{AllocationError, Allocations};
 use crate::config::{self, Config, InstanceName};
@@ -151,9 +153,10 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
         follow(supervisor).map_err(io_error("follow tngd run"))?;
     }
     let sockets = api_sockets::bind(&paths, &config, prepared)?;
+    let confinement = confine(&paths, &config);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io_error("start the runtime"))?;
-    runtime.block_on(live(Start { config, path, bound, refusing, sockets, problem, fdstore }))
+    runtime.block_on(live(Start { config, path, bound, refusing, sockets, problem, fdstore, confinement }))
 }
 
 /// Of the sockets that no endpoint asks for, those of the socket unit: they are not ours to end. The others end.
@@ -200,6 +203,7 @@ pub(super) struct Life {
     pub(super) path: PathBuf,
     pub(super) refusing: Mutex<Refusing>,
     pub(super) fdstore: Mutex<FdStore>,
+    pub(super) confinement: Confinement,
     /// The line that the service manager has.
     status: Mutex<String>,
 }
@@ -213,10 +217,11 @@ struct Start {
     sockets: ApiSockets,
     problem: Option<String>,
     fdstore: FdStore,
+    confinement: Confinement,
 }
 
 async fn live(start: Start) -> Result<(), ServeError> {
-    let Start { config, path, bound, refusing, sockets, problem, fdstore } = start;
+    let Start { config, path, bound, refusing, sockets, problem, fdstore, confinement } = start;
     let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("SIGINT"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io_error("SIGHUP"))?;
@@ -224,6 +229,7 @@ async fn live(start: Start) -> Result<(), ServeError> {
     let plane = DataPlane::start(&config, bound)?;
     control.set_plane(plane.clone());
     control.set_problems(problem.into_iter().collect());
+    control.set_confinement(ConfinementView { landlock: confinement.landlock() });
     let stop = CancellationToken::new();
     tokio::spawn(serve_control(control.clone(), sockets.control, sockets.control_tcp, stop.clone()));
     let handoff = tokio::net::UnixListener::from_std(sockets.handoff).map_err(io_error("handoff socket"))?;
@@ -236,6 +242,7 @@ async fn live(start: Start) -> Result<(), ServeError> {
         path,
         refusing: Mutex::new(Refusing::start(refusing.0, refusing.1)),
         fdstore: Mutex::new(fdstore),
+        confinement,
         status: Mutex::default(),
     };
     stall_point("serve.ready").await;

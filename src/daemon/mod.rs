@@ -1,6 +1,7 @@
 //! Life cycle, listeners, privileges, control API, metrics.
 
 mod api_sockets;
+pub mod confine;
 mod connections;
 mod control;
 mod dataplane;

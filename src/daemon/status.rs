@@ -64,9 +64,25 @@ pub struct StatusReport {
     pub listeners: Vec<ListenerView>,
     /// The endpoints, in the order of the file.
     pub endpoints: Vec<EndpointView>,
+    /// What the data plane is confined by.
+    #[serde(default)]
+    pub confinement: ConfinementView,
     /// What `tngctl` as root saw in the kernel; the data plane itself may not look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<crate::ctl::KernelView>,
+}
+
+/// Walls around the data plane beside its lack of privileges.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfinementView {
+    /// landlock(7): `abi N`, or `absent`.
+    pub landlock: String,
+}
+
+impl Default for ConfinementView {
+    fn default() -> Self {
+        Self { landlock: "absent".to_owned() }
+    }
 }
 
 /// One listener.

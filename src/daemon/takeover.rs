@@ -63,7 +63,11 @@ impl Life {
     /// SIGHUP to a bare `serve`: it may not change rules or open privileged ports, so it takes only what needs neither.
     pub(super) fn reload_by_signal(&self) {
         self.enter(State::Reloading);
-        let result = config::load(&self.path).map_err(|report| report.to_string()).and_then(|loaded| {
+        let explained = |mut report: config::Report| {
+            self.confinement.explain(&mut report, &self.instance);
+            report.to_string()
+        };
+        let result = config::load(&self.path).map_err(explained).and_then(|loaded| {
             let old = self.plane.config();
             if let Some(change) = needs_root(&old.0, &loaded.config) {
                 return Err(format!("{change}; as root: tngctl reload {}", self.instance));
@@ -83,7 +87,8 @@ impl Life {
         let parsed = config::parse(self.instance.clone(), &request.source, &request.text);
         let config = match parsed {
             Ok(loaded) => loaded.config,
-            Err(report) => {
+            Err(mut report) => {
+                self.confinement.explain(&mut report, &self.instance);
                 let error = report.to_string();
                 self.control.set_reload_error(Some(error.clone()));
                 return Answer { error: Some(error), missing: Vec::new() };
