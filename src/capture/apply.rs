@@ -43,7 +43,8 @@ pub enum ApplyError {
     /// A cgroup that an entry names is not there.
     #[error(
         "cgroup \"{0}\" does not exist (or cgroup v2 is not mounted at /sys/fs/cgroup); start the slice first: \
-         systemctl start {0}"
+         systemctl start {unit}",
+        unit = .0.rsplit('/').next().unwrap_or_default()
     )]
     CgroupMissing(String),
     /// A test asked for it.

@@ -92,7 +92,10 @@ impl Guard {
         apply::point("guard.start")?;
         paths.make_private_dir()?;
         let socket = paths.guard_socket(&plan.instance);
-        let _ = std::fs::remove_file(&socket);
+        // Of a guard that was killed.
+        for left in [&socket, &paths.guard_rules(&plan.instance)] {
+            let _ = std::fs::remove_file(left);
+        }
         let requests = UnixListener::bind(&socket)?;
         Self::start_on(requests, paths, plan, store, inherited).inspect_err(|_| {
             let _ = std::fs::remove_file(&socket);

@@ -91,7 +91,7 @@ impl TableOwner {
         let Some(record) = kept.read() else { return Ok(false) };
         Ok(holder(&self.table)? == Holder::Port(kept.port())
             && record.wanted == render::table(wanted)
-            && record.listing == nft::list_stateless(&self.table)?)
+            && record.listing == listing(&self.table)?)
     }
 
     /// Changes the table to `wanted`, in one transaction.
@@ -132,7 +132,9 @@ impl TableOwner {
             let _ = apply::point("guard.stand-in");
             self.close_retiring();
         }
-        wait_absent(&self.table)
+        wait_absent(&self.table)?;
+        let _ = apply::point("guard.let-go");
+        Ok(())
     }
 
     fn keep_socket(&mut self) {
@@ -159,7 +161,7 @@ impl TableOwner {
     /// What is loaded, for the guard that comes after this one.
     fn record(&self, wanted: &Table) {
         let (FdStore::Systemd, Some(kept)) = (self.store, self.kept.as_ref()) else { return };
-        let recorded = nft::list_stateless(&self.table)
+        let recorded = listing(&self.table)
             .map(|listing| Record { wanted: render::table(wanted), listing })
             .and_then(|record| Ok(kept.write(&record)?));
         if let Err(error) = recorded {
@@ -207,6 +209,14 @@ pub(super) enum Fault {
     NftEnded,
     /// The kernel has it no more, or has another's.
     TableLost,
+}
+
+/// As nft lists it, without the name of the program that owns it: that one is gone when the next guard looks.
+fn listing(table: &str) -> Result<String, NftError> {
+    let text = nft::list_stateless(table)?;
+    let head = text.find('\n').unwrap_or(text.len());
+    let program = text[..head].find(" # progname").unwrap_or(head);
+    Ok(format!("{}{}", &text[..program], &text[head..]))
 }
 
 /// No instance name has an underscore, so this is no other instance's table.

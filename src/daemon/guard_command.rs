@@ -103,7 +103,9 @@ fn guard_with(
     let paths = Paths::current();
     let slots = apply::allocate(&paths, &config, owner_uid)?;
     let plan = RulesPlan::new(&config, &slots);
-    let mut guard = Guard::start(&paths, plan, FdStore::Systemd, inherited)?;
+    let mut guard = Guard::start(&paths, plan, FdStore::Systemd, inherited).inspect_err(|_| {
+        let _ = apply::release_if_down(&paths, &config.instance);
+    })?;
     let mut said = status(guard.standing(), problem.as_deref());
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&said)]);
     tracing::info!(instance = %config.instance, "{said}");
