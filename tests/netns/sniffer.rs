@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use nix::sys::socket::{LinkAddr, recvfrom, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::world::Host;
@@ -19,8 +19,8 @@ const QUEUE: usize = 64 << 20;
 /// Where the sniffer refuses to go on rather than to forget.
 const MAX_BYTES: usize = 256 << 20;
 
-/// Payload bytes of each flow in the order they passed. The hop's MAC addresses are part of the
-/// key, so a packet seen on its way in and on its way out does not double a flow's bytes.
+/// Payload bytes of each flow in the order they passed. The interface and the hop's MAC addresses are part
+/// of the key, so a packet seen on its way in and on its way out does not double a flow's bytes.
 #[derive(Default)]
 struct Log {
     flows: HashMap<Vec<u8>, Vec<u8>>,
@@ -49,8 +49,9 @@ impl Sniffer {
             move || {
                 let mut frame = vec![0; FRAME];
                 while !stopping.load(Ordering::Relaxed) {
-                    let Ok(len) = recv(socket.as_raw_fd(), &mut frame, MsgFlags::empty()) else { continue };
-                    if let Some((key, payload)) = dissect(&frame[..len]) {
+                    let Ok((len, from)) = recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut frame) else { continue };
+                    if let Some((mut key, payload)) = dissect(&frame[..len]) {
+                        key.splice(0..0, from.map_or(0, |from| from.ifindex()).to_be_bytes());
                         log.lock().unwrap().add(key, payload);
                     }
                 }
@@ -72,6 +73,11 @@ impl Sniffer {
         // A key of UDP ends with its protocol and four bytes of ports.
         let udp = |key: &[u8]| key.len() >= 5 && key[key.len() - 5] == 17;
         log.flows.iter().any(|(key, bytes)| udp(key) && contains(bytes, text))
+    }
+
+    /// Forgets what it recorded: for tests that move more than it holds, between two questions.
+    pub fn forget(&self) {
+        *self.log.lock().unwrap() = Log::default();
     }
 
     /// Ends the recording.

@@ -53,6 +53,26 @@ pub struct Host {
 }
 
 impl Host {
+    /// A host outside any world: a namespace with these addresses to its name and nothing in it yet, until
+    /// [`Host::remove`]. Panics with the remedy when this machine cannot hold one.
+    pub fn alone(name: &str, v4: &str, v6: &str) -> Self {
+        check_once();
+        let id = format!("{PREFIX}{}-{name}", std::process::id());
+        let host = Self {
+            dir: std::env::temp_dir().join(&id),
+            ns: id,
+            v4: v4.parse().expect("address"),
+            v6: v6.parse().expect("address"),
+        };
+        process::run(command("ip", &["netns", "add", &host.ns])).expect_ok();
+        host
+    }
+
+    /// Ends every process in its namespace, and the namespace.
+    pub fn remove(&self) {
+        remove(&[&self.ns]);
+    }
+
     /// Name of its namespace.
     pub fn netns(&self) -> &str {
         &self.ns
@@ -197,11 +217,7 @@ pub struct World {
 impl World {
     /// Builds a fresh world. Panics with the remedy when this machine cannot hold one.
     pub fn new() -> Self {
-        static CHECKED: Once = Once::new();
-        CHECKED.call_once(|| {
-            require_tools();
-            sweep();
-        });
+        check_once();
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(format!("{PREFIX}{id}"));
@@ -353,6 +369,15 @@ fn remove(names: &[&str]) {
     for name in names {
         let _ = process::run(command("ip", &["netns", "del", name]));
     }
+}
+
+/// Before the first host of this process.
+fn check_once() {
+    static CHECKED: Once = Once::new();
+    CHECKED.call_once(|| {
+        require_tools();
+        sweep();
+    });
 }
 
 /// Removes what test processes left that were killed before they could clean up.
