@@ -58,6 +58,14 @@ impl AaAttester {
         tokio::time::timeout(self.deadline, work).await.unwrap_or(Err(AttestError::AaTimeout))
     }
 
+    /// The agent's TEE: the cheap call that shows that it answers.
+    ///
+    /// # Errors
+    /// The agent cannot be reached, is too old, or does not answer within the deadline.
+    pub async fn tee_type(&self) -> Result<String, AttestError> {
+        self.within(self.tee()).await
+    }
+
     async fn tee(&self) -> Result<String, AttestError> {
         let answer: Result<GetTeeTypeResponse, _> = self.call("GetTeeType", &GetTeeTypeRequest {}).await;
         match answer {

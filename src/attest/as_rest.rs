@@ -2,13 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_TYPE, DATE, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -46,8 +46,18 @@ pub struct AsVerifier {
     calls: AtomicU64,
 }
 
+/// What the attestation service showed of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AsSeen {
+    /// Whom its tokens must be signed by, in words.
+    pub anchors: String,
+    /// Its clock, by the Date header of its answer (RFC 9110, 6.6.1).
+    pub date: Option<SystemTime>,
+}
+
 struct Answer {
     status: StatusCode,
+    date: Option<SystemTime>,
     grpc: bool,
     body: Bytes,
 }
@@ -108,6 +118,7 @@ impl AsVerifier {
         let response = self.client.request(request).await.map_err(|e| failure(&e))?;
         let status = response.status();
         let content_type = response.headers().get(CONTENT_TYPE).map(|v| v.as_bytes().starts_with(b"application/grpc"));
+        let date = response.headers().get(DATE).and_then(|v| httpdate::parse_http_date(v.to_str().ok()?).ok());
         let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|e| {
             if e.is::<LengthLimitError>() {
                 VerifyError::AsGarbage("an answer beyond 1 MiB".into())
@@ -115,7 +126,7 @@ impl AsVerifier {
                 VerifyError::AsUnreachable("the answer broke off".into())
             }
         })?;
-        Ok(Answer { status, grpc: content_type == Some(true), body: body.to_bytes() })
+        Ok(Answer { status, date, grpc: content_type == Some(true), body: body.to_bytes() })
     }
 
     async fn token(&self, evidence: &Evidence) -> Result<String, VerifyError> {
@@ -168,6 +179,20 @@ impl AsVerifier {
             return Ok(found);
         }
         Err(VerifyError::TokenUntrustedSigner("the service names no signer and trusted_certs is empty".into()))
+    }
+
+    /// Asks the service for what it says about its signer, whatever the configured anchors are.
+    ///
+    /// # Errors
+    /// It cannot be reached, is not who its address says, or is no attestation service: it names no signer although
+    /// no anchors are configured.
+    pub async fn reach(&self) -> Result<AsSeen, VerifyError> {
+        let work = async {
+            let date = self.send(Method::GET, "/.well-known/jwks.json", None).await?.date;
+            let anchors = self.anchors(false).await?.origin().to_owned();
+            Ok(AsSeen { anchors, date })
+        };
+        tokio::time::timeout(self.timeout, work).await.unwrap_or(Err(VerifyError::AsTimeout))
     }
 
     async fn ask(&self, evidence: &Evidence, expected: &RuntimeData) -> Result<Verdict, VerifyError> {

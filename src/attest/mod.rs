@@ -19,13 +19,14 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 
 pub use aa::AaAttester;
-pub use as_rest::AsVerifier;
+pub use as_rest::{AsSeen, AsVerifier};
 pub use binding::{RuntimeData, json_contains};
 pub use cache::{CacheKey, VerdictCache};
 pub use clock::{Clock, SystemClock};
 pub use error::{AttestError, VerifyError};
 pub use evidence::{EVIDENCE_OID, Evidence, EvidenceError};
 pub use sample::{SampleAttester, SampleVerifier, is_sample_tee};
+pub(crate) use token::LEEWAY as TOKEN_LEEWAY;
 
 /// What an appraisal found. Every way of appraising ends in this one type.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]

@@ -12,7 +12,7 @@ use super::clock::from_unix;
 use super::{Verdict, VerifyError, is_sample_tee, json_contains};
 
 /// How far the service's clock may be ahead. There is no allowance at the end: a verdict must not outlive its token.
-const LEEWAY: Duration = Duration::from_secs(60);
+pub(crate) const LEEWAY: Duration = Duration::from_secs(60);
 const PROFILE: &str = "tag:github.com,2024:confidential-containers/Trustee";
 /// Members of the annotated evidence that do not name a TEE.
 const NOT_A_TEE: [&str; 4] = ["report_data", "runtime_data_claims", "init_data", "init_data_claims"];

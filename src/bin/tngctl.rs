@@ -57,6 +57,21 @@ enum Command {
         #[arg(value_name = "NAME|FILE")]
         instance: String,
     },
+    /// Look at everything that instances depend on; for each finding: what, why, and the command that mends it
+    Doctor {
+        /// Instance name (/etc/tng/NAME.toml) or file; all when absent
+        #[arg(value_name = "NAME|FILE")]
+        instance: Option<String>,
+        /// Print machine-readable JSON
+        #[arg(long)]
+        json: bool,
+        /// List also what is well
+        #[arg(long, short)]
+        verbose: bool,
+    },
+    /// Ask an attestation agent for its TEE, as another user
+    #[command(hide = true, name = ctl::doctor::PROBE)]
+    ProbeAgent { user: String, socket: std::path::PathBuf, groups: Vec<String> },
     /// Print shell completions
     #[command(hide = true)]
     Completions { shell: clap_complete::Shell },
@@ -70,6 +85,13 @@ fn main() -> ExitCode {
         Command::Rules { instance } => ctl::rules(&instance),
         Command::Connections { name, json } => ctl::connections(&scope(name), json).into(),
         Command::Reload { instance } => ctl::reload(&instance),
+        Command::Doctor { instance, json, verbose } => {
+            ctl::doctor::doctor(&ctl::doctor::RealHost, instance.as_deref(), json, verbose, Style::of_stdout())
+        }
+        Command::ProbeAgent { user, socket, groups } => match ctl::doctor::probe(&socket, &user, &groups) {
+            Ok(text) => LocalAnswer { text, errors: Vec::new(), status: 0 },
+            Err(e) => LocalAnswer { text: String::new(), errors: vec![e.to_string()], status: 1 },
+        },
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tngctl", &mut script);

@@ -3,6 +3,7 @@
 mod client;
 mod commands;
 mod connections;
+pub mod doctor;
 mod instances;
 mod kernel;
 mod local;

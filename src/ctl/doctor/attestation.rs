@@ -1,0 +1,188 @@
+//! Where evidence comes from and who appraises it.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::agent::AgentError;
+use super::finding::{Check, Finding};
+use super::host::Host;
+use super::instance::Instance;
+use super::units::Units;
+use crate::attest::TOKEN_LEEWAY;
+use crate::config::{AsRest, AttestProvider, Verify, VerifyProvider};
+
+/// Where the packaged proxy listens (`tng-aa-proxy.socket`).
+pub const PROXY_SOCKET: &str = "/run/tng/aa.sock";
+
+/// What shows that this machine is, or has, a TEE.
+const DEVICES: [&str; 6] = [
+    "/dev/tdx_guest",
+    "/dev/tdx-guest",
+    "/dev/sev-guest",
+    "/dev/csv-guest",
+    "/sys/kernel/config/tsm/report",
+    "/dev/tpmrm0",
+];
+/// Flags of /proc/cpuinfo in a guest with a TEE.
+const CPU_FLAGS: [&str; 2] = ["tdx_guest", "sev_snp"];
+
+/// Agents and services of one instance, each once.
+pub(super) fn check(host: &dyn Host, instance: &Instance, units: &Units) -> Vec<Finding> {
+    let Ok(config) = &instance.config else { return Vec::new() };
+    let mut found = Vec::new();
+    let (mut sockets, mut services) = (BTreeSet::new(), BTreeSet::new());
+    let mut samples = Vec::new();
+    for endpoint in &config.endpoints {
+        match endpoint.ra.attest.as_ref().map(|a| &a.provider) {
+            Some(AttestProvider::Aa { socket }) if sockets.insert(socket.clone()) => {
+                found.extend(agent(host, socket, &instance.name, units));
+            }
+            Some(AttestProvider::Sample) => samples.push(format!("{} shows", endpoint.name)),
+            _ => {}
+        }
+        let Some(verify) = &endpoint.ra.verify else { continue };
+        if verify.allow_sample || matches!(verify.provider, VerifyProvider::Sample) {
+            samples.push(format!("{} accepts", endpoint.name));
+        }
+        if let VerifyProvider::As(rest) = &verify.provider
+            && services.insert(rest.addr.to_string())
+        {
+            found.extend(service(host, verify, rest));
+        }
+    }
+    if !sockets.is_empty() {
+        found.push(tee(host));
+    }
+    if !samples.is_empty() {
+        found.push(
+            Finding::warning(Check::SampleEvidence, format!("sample evidence: endpoint {} it", samples.join(" it, ")))
+                .why("it proves nothing: anybody can make it")
+                .fix(format!("grep -n sample {}  # use an agent and a service instead", instance.file.display())),
+        );
+    }
+    found.into_iter().map(|f| f.of(&instance.name)).collect()
+}
+
+fn agent(host: &dyn Host, socket: &Path, name: &str, units: &Units) -> Vec<Finding> {
+    let shown = socket.display();
+    let proxied = shown.to_string() == PROXY_SOCKET;
+    let start = if proxied {
+        "systemctl enable --now tng-aa-proxy.socket".to_owned()
+    } else {
+        format!("systemctl restart attestation-agent  # or correct aa_addr of {name}")
+    };
+    let why = "no evidence can be made without the agent: peers that verify are refused";
+    let is_socket = std::fs::metadata(host.path(&socket.to_string_lossy())).map(|m| m.file_type().is_socket());
+    match is_socket {
+        Ok(true) => {}
+        Ok(false) => {
+            return vec![Finding::error(Check::AaSocket, format!("{shown} is not a socket")).why(why).fix(start)];
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied && !host.is_root() => {
+            return vec![Finding::needs_root(Check::AaSocket)];
+        }
+        Err(e) => return vec![Finding::error(Check::AaSocket, format!("{shown}: {e}")).why(why).fix(start)],
+    }
+    let mut found = vec![Finding::ok(Check::AaSocket, format!("{shown} is a socket"))];
+    let user = units.user();
+    let reachable = Finding::ok(Check::AaAccess, format!("user {user} can connect to {shown}"));
+    match host.agent(socket, user, &units.groups()) {
+        Ok(tee) => {
+            if host.is_root() {
+                found.push(reachable);
+            }
+            found.push(Finding::ok(Check::AaAnswer, format!("the agent answers, its TEE is {tee}")));
+            if crate::attest::is_sample_tee(&tee) {
+                found.push(
+                    Finding::warning(Check::Tee, format!("the agent's TEE is {tee}"))
+                        .why("it proves nothing; peers refuse it unless they allow the sample TEE"),
+                );
+            }
+        }
+        Err(AgentError::Denied) if !host.is_root() => found.push(Finding::needs_root(Check::AaAccess)),
+        Err(AgentError::Denied) => found.push(denied(&shown.to_string(), user, name, proxied)),
+        Err(AgentError::Unreachable(error)) => {
+            found.push(Finding::error(Check::AaAnswer, format!("{shown}: {error}")).why(why).fix(start));
+        }
+        Err(AgentError::Answer(error)) => {
+            let look = "journalctl -u attestation-agent -u tng-aa-proxy -n 20; systemctl restart attestation-agent";
+            found.push(reachable);
+            found.push(Finding::error(Check::AaAnswer, error).why(why).fix(look));
+        }
+        Err(AgentError::NotTried(error)) => {
+            found.push(Finding::note(Check::AaAccess, format!("not checked: {error}")));
+        }
+    }
+    found
+}
+
+/// The packaged way: the proxy, and the address of it in the configuration.
+fn denied(socket: &str, user: &str, name: &str, proxied: bool) -> Finding {
+    let fix = if proxied {
+        "systemctl restart tng-aa-proxy.socket".to_owned()
+    } else {
+        format!(
+            "systemctl enable --now tng-aa-proxy.socket && \
+             sed -i 's|unix://{socket}|unix://{PROXY_SOCKET}|' /etc/tng/{name}.toml && tngctl reload {name}"
+        )
+    };
+    Finding::error(Check::AaAccess, format!("user {user} may not connect to {socket}"))
+        .why("the agent makes its socket for root alone, and the data plane does not run as root; see tngd(8), ACCESS TO THE ATTESTATION AGENT")
+        .fix(fix)
+}
+
+fn service(host: &dyn Host, verify: &Verify, rest: &AsRest) -> Vec<Finding> {
+    let addr = &rest.addr;
+    let seen = match host.service(verify, rest) {
+        Ok(seen) => seen,
+        Err(e) => {
+            return vec![
+                Finding::error(Check::AsAnswer, format!("{addr}: {e} [{}]", e.reason()))
+                    .why("no peer can be appraised: connections that verify are refused")
+                    .fix(format!(
+                        "curl -v {}  # and correct as_addr, trusted_certs or the way there",
+                        signer_url(rest)
+                    )),
+            ];
+        }
+    };
+    let mut found = vec![Finding::ok(Check::AsAnswer, format!("{addr} answers; anchors: {}", seen.anchors))];
+    if let Some(date) = seen.date {
+        let now = host.now();
+        let apart = now.duration_since(date).unwrap_or_else(|e| e.duration());
+        // The header has whole seconds.
+        let what = format!("its clock and ours differ by {} s", apart.as_secs());
+        let leeway = TOKEN_LEEWAY.as_secs();
+        found.push(if apart <= TOKEN_LEEWAY / 2 {
+            Finding::ok(Check::AsClock, what)
+        } else {
+            let why = format!("a token may be at most {leeway} s from the future; beyond that every peer is refused");
+            let fix = "timedatectl set-ntp true && timedatectl timesync-status  # here, and at the service";
+            let is_far = apart > TOKEN_LEEWAY + Duration::from_secs(1);
+            let finding =
+                if is_far { Finding::error(Check::AsClock, what) } else { Finding::warning(Check::AsClock, what) };
+            finding.why(why).fix(fix)
+        });
+    }
+    found
+}
+
+fn signer_url(rest: &AsRest) -> String {
+    format!("{}/.well-known/jwks.json", rest.addr.as_str().trim_end_matches('/'))
+}
+
+fn tee(host: &dyn Host) -> Finding {
+    let devices: Vec<&str> = DEVICES.into_iter().filter(|d| host.exists(d)).collect();
+    let cpuinfo = host.read("/proc/cpuinfo").unwrap_or_default();
+    let words: BTreeSet<&str> =
+        cpuinfo.lines().find(|l| l.starts_with("flags")).unwrap_or_default().split_whitespace().collect();
+    let flags: Vec<&str> = CPU_FLAGS.into_iter().filter(|f| words.contains(f)).collect();
+    if devices.is_empty() && flags.is_empty() {
+        return Finding::warning(Check::Tee, "no TEE was found: no device, no flag of the CPU")
+            .why("an agent without a TEE gives sample evidence, which peers refuse")
+            .fix("dmesg | grep -iE 'tdx|sev|tpm'; modprobe -a tdx_guest sev-guest tsm");
+    }
+    Finding::ok(Check::Tee, [devices, flags].concat().join(" "))
+}

@@ -1,0 +1,270 @@
+//! The world that the checks look at, exchangeable in tests: files below a root, commands, and four questions that
+//! need more than either.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::unistd::{Uid, User};
+
+use super::agent;
+use crate::attest::{AsSeen, AsVerifier, SystemClock, VerifyError};
+use crate::capture::nft::{self, NftError};
+use crate::capture::plan::{capture_table_name, guard_table_name};
+use crate::capture::{guard, observe, routes};
+use crate::config::{self, AsRest, DEFAULT_INGRESS_MARK, InstanceName, Verify};
+use crate::ctl::client;
+use crate::daemon::{Paths, StatusReport, netns_inode};
+
+/// The longest one command, one agent or one service is waited for.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+/// The most that is kept of a command's output, bytes.
+const MAX_OUTPUT: u64 = 4 << 20;
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ran {
+    /// There is no such program, or it could not be started.
+    NotRun(String),
+    /// It did not end in time.
+    Timeout,
+    /// It ended.
+    Done {
+        /// With status 0.
+        ok: bool,
+        /// Its standard output.
+        stdout: String,
+        /// Its standard error.
+        stderr: String,
+    },
+}
+
+impl Ran {
+    /// The standard output of a command that succeeded.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Ran::Done { ok: true, stdout, .. } => Some(stdout),
+            _ => None,
+        }
+    }
+}
+
+/// The kernel's side of an instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// The capture table exists.
+    pub capture_table: bool,
+    /// How it differs from what was applied.
+    pub drift: Option<String>,
+    /// Policy rules and routes that are missing.
+    pub missing_routes: Vec<String>,
+    /// A guard process answers.
+    pub guard_running: bool,
+    /// The guard table exists, and has an owner.
+    pub guard_table: Option<bool>,
+}
+
+/// An instance that answers on its control socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// Its name.
+    pub name: String,
+    /// When it read its configuration, seconds since 1970.
+    pub config_loaded_at: u64,
+}
+
+/// Where the facts come from.
+pub trait Host {
+    /// Where the file of this absolute path is.
+    fn path(&self, absolute: &str) -> PathBuf;
+    /// Runs a program to its end, at most [`DEADLINE`].
+    fn run(&self, argv: &[&str], input: Option<&str>) -> Ran;
+    /// Whether the caller may look everywhere.
+    fn is_root(&self) -> bool;
+    /// The time.
+    fn now(&self) -> SystemTime;
+    /// uid and gid of a user.
+    fn user(&self, name: &str) -> Option<(u32, u32)>;
+    /// Where the configurations are.
+    fn config_dir(&self) -> PathBuf;
+    /// Where the run-time files are.
+    fn runtime_dir(&self) -> PathBuf;
+    /// The instances that answer in this network namespace.
+    fn running(&self) -> Vec<Running>;
+    /// Looks at rules, routes and guard. Only as root.
+    fn rules(&self, instance: &InstanceName) -> Result<Rules, NftError>;
+    /// Asks the agent for its TEE, as `user` with the groups `more` besides its own when the caller is root.
+    fn agent(&self, socket: &Path, user: &str, more: &[&str]) -> Result<String, agent::AgentError>;
+    /// Asks the attestation service for its anchors.
+    fn service(&self, verify: &Verify, rest: &AsRest) -> Result<AsSeen, VerifyError>;
+
+    /// The text of a file, without white space around it; `None` when it cannot be read.
+    fn read(&self, absolute: &str) -> Option<String> {
+        let mut bytes = Vec::new();
+        std::fs::File::open(self.path(absolute)).ok()?.take(MAX_OUTPUT).read_to_end(&mut bytes).ok()?;
+        Some(String::from_utf8_lossy(&bytes).trim().to_owned())
+    }
+    /// Whether there is such a file.
+    fn exists(&self, absolute: &str) -> bool {
+        self.path(absolute).exists()
+    }
+    /// A sysctl by its path below /proc/sys, as a number.
+    fn sysctl(&self, name: &str) -> Option<u64> {
+        self.read(&format!("/proc/sys/{name}"))?.parse().ok()
+    }
+    /// Whether systemd runs here.
+    fn has_systemd(&self) -> bool {
+        self.exists("/run/systemd/system")
+    }
+    /// Whether a unit is active.
+    fn is_active(&self, unit: &str) -> bool {
+        self.has_systemd() && self.run(&["systemctl", "is-active", unit], None).text().is_some()
+    }
+}
+
+/// This host.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealHost;
+
+impl Host for RealHost {
+    fn path(&self, absolute: &str) -> PathBuf {
+        absolute.into()
+    }
+    fn run(&self, argv: &[&str], input: Option<&str>) -> Ran {
+        run(argv, input, DEADLINE)
+    }
+    fn is_root(&self) -> bool {
+        Uid::effective().is_root()
+    }
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+    fn user(&self, name: &str) -> Option<(u32, u32)> {
+        User::from_name(name).ok().flatten().map(|u| (u.uid.as_raw(), u.gid.as_raw()))
+    }
+    fn config_dir(&self) -> PathBuf {
+        config::config_dir()
+    }
+    fn runtime_dir(&self) -> PathBuf {
+        Paths::current().root().to_owned()
+    }
+    fn running(&self) -> Vec<Running> {
+        let here = netns_inode("self").unwrap_or(0);
+        crate::ctl::find(&crate::ctl::runtime_dir())
+            .into_iter()
+            .filter_map(|i| serde_json::from_slice::<StatusReport>(&client::get(&i.socket, "/status").ok()?).ok())
+            .filter(|report| report.netns == here)
+            .map(|report| Running { name: report.instance, config_loaded_at: report.config_loaded_at })
+            .collect()
+    }
+    fn rules(&self, instance: &InstanceName) -> Result<Rules, NftError> {
+        let paths = Paths::current();
+        let (table, guard_table) = (capture_table_name(instance), guard_table_name(instance));
+        let capture_table = observe::table_exists(&table)?;
+        let guard_table = match nft::list_stateless(&guard_table) {
+            Ok(listing) => Some(listing.lines().any(|l| l.trim().trim_end_matches(';') == "flags owner")),
+            Err(e) if e.is_absent() => None,
+            Err(e) => return Err(e),
+        };
+        Ok(Rules {
+            capture_table,
+            drift: observe::drift(&paths, instance, &table)?,
+            missing_routes: routes::missing().unwrap_or_else(|e| vec![e.to_string()]),
+            guard_running: guard::is_running(&paths, instance),
+            guard_table,
+        })
+    }
+    fn agent(&self, socket: &Path, user: &str, more: &[&str]) -> Result<String, agent::AgentError> {
+        agent::ask_as(self, socket, user, more)
+    }
+    fn service(&self, verify: &Verify, rest: &AsRest) -> Result<AsSeen, VerifyError> {
+        let mut rest = rest.clone();
+        rest.timeout = rest.timeout.min(DEADLINE);
+        let verifier = AsVerifier::new(verify, &rest, DEFAULT_INGRESS_MARK, std::sync::Arc::new(SystemClock))
+            .map_err(VerifyError::AsUnreachable)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(|e| VerifyError::AsUnreachable(e.to_string()))?.block_on(verifier.reach())
+    }
+}
+
+/// Runs a program; what it starts may outlive it, its pipes are not waited for beyond the deadline.
+fn run(argv: &[&str], input: Option<&str>, deadline: Duration) -> Ran {
+    let Some((program, args)) = argv.split_first() else { return Ran::NotRun("no program".into()) };
+    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
+    let started = Command::new(program)
+        .args(args)
+        .env("LC_ALL", "C")
+        .stdin(stdin)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = match started {
+        Ok(child) => child,
+        Err(e) => return Ran::NotRun(format!("{program}: {e}")),
+    };
+    let end = Instant::now() + deadline;
+    let (stdout, stderr) = (drain(child.stdout.take()), drain(child.stderr.take()));
+    if let (Some(mut stdin), Some(text)) = (child.stdin.take(), input) {
+        // Texts are far below a pipe's size; a broken pipe means that the program says why.
+        let _ = stdin.write_all(text.as_bytes());
+    }
+    let Some(ok) = ended(&mut child, end) else { return Ran::Timeout };
+    match (joined(stdout, end), joined(stderr, end)) {
+        (Some(stdout), Some(stderr)) => Ran::Done { ok, stdout, stderr },
+        _ => Ran::Timeout,
+    }
+}
+
+fn drain(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(pipe) = pipe {
+            let _ = pipe.take(MAX_OUTPUT).read_to_end(&mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+/// How often a child is looked at.
+const STEP: Duration = Duration::from_millis(2);
+
+fn ended(child: &mut Child, end: Instant) -> Option<bool> {
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(status.success()),
+            Ok(None) if Instant::now() < end => std::thread::sleep(STEP),
+            _ => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return None;
+            }
+        }
+    }
+}
+
+fn joined(reader: JoinHandle<String>, end: Instant) -> Option<String> {
+    while !reader.is_finished() {
+        if Instant::now() >= end {
+            return None;
+        }
+        std::thread::sleep(STEP);
+    }
+    reader.join().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_hangs_or_is_not_there_is_told_from_one_that_fails() {
+        let soon = Duration::from_millis(200);
+        assert_eq!(run(&["sleep", "60"], None, soon), Ran::Timeout);
+        assert!(matches!(run(&["/nonexistent/x"], None, soon), Ran::NotRun(_)));
+        let done = run(&["sh", "-c", "cat; echo no >&2; exit 3"], Some("in"), DEADLINE);
+        assert_eq!(done, Ran::Done { ok: false, stdout: "in".into(), stderr: "no\n".into() });
+        assert_eq!(done.text(), None);
+    }
+}

@@ -1,0 +1,204 @@
+//! Other software that makes rules, routes or marks.
+
+use serde_json::Value;
+
+use super::finding::{Check, Finding};
+use super::host::Host;
+use super::networkd;
+use crate::capture::marks::{CAPTURED_BASE, CAPTURED_MASK, MARK_MASK, ROUTE_TABLE};
+use crate::capture::nft;
+
+/// All of it.
+pub(super) fn check(host: &dyn Host) -> Vec<Finding> {
+    let mut found = Vec::new();
+    found.extend(networkd::check(host));
+    found.push(policy_rules(host));
+    found.push(mark_writers(host));
+    if host.is_active("docker.service") {
+        found.push(
+            Finding::note(Check::Docker, "docker runs: its published ports are DNATed to containers")
+                .why("a container's service behind an egress cannot be given the client's address")
+                .fix("grep -n preserve_source /etc/tng/*.toml  # set it to false on egresses whose service is a container"),
+        );
+    }
+    if host.is_active("firewalld.service") {
+        found.push(
+            Finding::note(Check::Firewalld, "firewalld runs: captured ports pass its zones as if tng were not there")
+                .why("a port that a zone closes stays closed for tunnels as well")
+                .fix("firewall-cmd --list-all"),
+        );
+    }
+    if host.read("/proc/net/ip_tables_names").is_some_and(|names| !names.is_empty())
+        || host.read("/proc/net/ip6_tables_names").is_some_and(|names| !names.is_empty())
+    {
+        found.push(
+            Finding::note(Check::LegacyTables, "tables of iptables-legacy are loaded")
+                .why("nft does not list them; when a packet is lost, look there as well")
+                .fix("iptables-legacy-save; ip6tables-legacy-save"),
+        );
+    }
+    if host.read("/etc/nftables.conf").is_some_and(|text| flushes(&text)) && host.is_active("nftables.service") {
+        found.push(
+            Finding::note(Check::FlushRuleset, "/etc/nftables.conf begins with `flush ruleset`").why(
+                "a restart of nftables removes the capture tables; the guard refuses and puts them back in a second",
+            ),
+        );
+    }
+    found
+}
+
+fn flushes(text: &str) -> bool {
+    text.lines().any(|line| line.split('#').next().unwrap_or_default().trim().trim_end_matches(';') == "flush ruleset")
+}
+
+/// A rule that is asked before ours and takes captured packets leads them elsewhere; the capture table then drops them.
+fn policy_rules(host: &dyn Host) -> Finding {
+    let check = Check::PolicyRules;
+    let mut before = Vec::new();
+    for family in ["-4", "-6"] {
+        // A kernel without IPv6 has no such rules to list.
+        let ran = host.run(&["ip", family, "-j", "rule", "show"], None);
+        match (ran.text().and_then(|text| serde_json::from_str::<Vec<Value>>(text).ok()), family) {
+            (Some(rules), _) => before.extend(rules.iter().filter(|r| takes_captured(r)).map(|r| describe(family, r))),
+            (None, "-4") => return Finding::note(check, "not checked: ip -j rule show gave no answer"),
+            (None, _) => {}
+        }
+    }
+    if before.is_empty() {
+        return Finding::ok(check, "no foreign policy rule takes captured packets");
+    }
+    let fix = before.iter().map(|(_, delete)| delete.as_str()).collect::<Vec<_>>().join("\n");
+    let rules: Vec<&str> = before.iter().map(|(rule, _)| rule.as_str()).collect();
+    Finding::warning(check, format!("asked before ours: {}", rules.join("; ")))
+        .why(format!(
+            "captured packets carry a mark of 0x600/0xff00 and must meet rule {ROUTE_TABLE} first; elsewhere they are dropped"
+        ))
+        .fix(fix)
+}
+
+fn takes_captured(rule: &Value) -> bool {
+    let priority = rule["priority"].as_u64().unwrap_or(0);
+    // 0 is the local table, which must come first.
+    if priority == 0 || priority > u64::from(ROUTE_TABLE) {
+        return false;
+    }
+    let (mark, mask) = (hex(&rule["fwmark"]), hex(&rule["fwmask"]).unwrap_or(u32::MAX));
+    let ours = mark == Some(CAPTURED_BASE) && mask == CAPTURED_MASK;
+    // The upper half and the endpoint's id may be anything.
+    let certain = mask & CAPTURED_MASK;
+    let reaches = mark.is_none_or(|mark| (mark ^ CAPTURED_BASE) & certain == 0);
+    !ours && reaches
+}
+
+fn hex(value: &Value) -> Option<u32> {
+    u32::from_str_radix(value.as_str()?.trim_start_matches("0x"), 16).ok()
+}
+
+fn describe(family: &str, rule: &Value) -> (String, String) {
+    let text = |key: &str| rule[key].as_str().unwrap_or_default().to_owned();
+    let priority = rule["priority"].as_u64().unwrap_or(0);
+    let mark = match (text("fwmark"), text("fwmask")) {
+        (mark, _) if mark.is_empty() => String::new(),
+        (mark, mask) if mask.is_empty() => format!(" fwmark {mark}"),
+        (mark, mask) => format!(" fwmark {mark}/{mask}"),
+    };
+    let rule = format!("ip {family} rule pref {priority} from {}{mark} lookup {}", text("src"), text("table"));
+    let delete =
+        format!("ip {family} rule del pref {priority}  # then let its owner use a preference above {ROUTE_TABLE}");
+    (rule, delete)
+}
+
+/// Who writes marks whole instead of masked overwrites ours.
+fn mark_writers(host: &dyn Host) -> Finding {
+    let check = Check::MarkWriters;
+    if !host.is_root() {
+        return Finding::needs_root(check);
+    }
+    let program = nft::program();
+    let ran = host.run(&[&program.to_string_lossy(), "-j", "list", "ruleset"], None);
+    let Some(listing) = ran.text().and_then(|text| serde_json::from_str::<Value>(text).ok()) else {
+        return Finding::note(check, "not checked: nft -j list ruleset gave no answer");
+    };
+    let objects = listing["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut writers: Vec<String> = objects.iter().filter_map(|o| writer(&o["rule"])).collect();
+    writers.sort();
+    writers.dedup();
+    if writers.is_empty() {
+        return Finding::ok(check, "no foreign chain writes the mark's low half");
+    }
+    Finding::note(check, format!("chains that write the mark's low 16 bits: {}", writers.join(", ")))
+        .why("tng keeps its state there; when other software overwrites it, captured connections are reset")
+        .fix("nft -a list ruleset | grep -n 'mark set'  # mask them: meta mark set meta mark & 0x0000ffff | VALUE")
+}
+
+fn writer(rule: &Value) -> Option<String> {
+    let (family, table, chain) = (rule["family"].as_str()?, rule["table"].as_str()?, rule["chain"].as_str()?);
+    if table.starts_with("tng_") || table.starts_with("tngguard_") {
+        return None;
+    }
+    let writes = rule["expr"].as_array()?.iter().any(|expr| {
+        let mangle = &expr["mangle"];
+        let is_mark = ["meta", "ct"].iter().any(|kind| mangle["key"][kind]["key"] == "mark");
+        let target = expr["xt"]["name"].as_str();
+        is_mark && kept(&mangle["value"]) & MARK_MASK != MARK_MASK || matches!(target, Some("MARK" | "CONNMARK"))
+    });
+    writes.then(|| format!("{family} {table} {chain}"))
+}
+
+/// The bits of the old mark that a written value keeps.
+fn kept(value: &Value) -> u32 {
+    let operands = |op: &str| value[op].as_array().filter(|a| a.len() == 2).map(|a| (&a[0], a[1].as_u64()));
+    if value["meta"]["key"] == "mark" || value["ct"]["key"] == "mark" {
+        return u32::MAX;
+    }
+    let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    match (operands("&"), operands("|").or_else(|| operands("^"))) {
+        (Some((inner, Some(mask))), _) => kept(inner) & number(mask),
+        (_, Some((inner, Some(set)))) => kept(inner) & !number(set),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_rules_before_ours_that_match_captured_packets_count() {
+        let rule = |pref: u32, mark: &str, mask: &str| {
+            let mut rule = json!({ "priority": pref, "src": "all", "table": "9" });
+            if !mark.is_empty() {
+                rule["fwmark"] = mark.into();
+            }
+            if !mask.is_empty() {
+                rule["fwmask"] = mask.into();
+            }
+            takes_captured(&rule)
+        };
+        assert!(rule(100, "0x600", "0x600"));
+        assert!(rule(100, "0x0", "0x80"), "ids differ in these bits");
+        assert!(rule(100, "", ""));
+        assert!(rule(100, "0x601", ""));
+        assert!(!rule(100, "0x4000", "0x4000"));
+        assert!(!rule(565, "0x600", "0xff00"));
+        assert!(!rule(0, "", "") && !rule(32766, "", "") && !rule(5210, "0x600", "0x600"));
+    }
+
+    #[test]
+    fn masked_writes_of_the_upper_half_are_harmless() {
+        let mark = json!({ "meta": { "key": "mark" } });
+        let masked = json!({ "|": [{ "&": [mark, 0xffff_u32] }, 0x80000] });
+        assert_eq!(kept(&masked) & MARK_MASK, MARK_MASK);
+        let low = json!({ "|": [mark, 0x4000] });
+        assert_ne!(kept(&low) & MARK_MASK, MARK_MASK);
+        assert_eq!(kept(&json!(7)), 0);
+    }
+
+    #[test]
+    fn a_comment_flushes_nothing() {
+        assert!(flushes("#!/usr/sbin/nft -f\nflush ruleset\n") && flushes(" flush ruleset; # x"));
+        assert!(!flushes("# flush ruleset\ntable inet filter {}\n"));
+    }
+}

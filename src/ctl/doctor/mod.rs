@@ -1,0 +1,62 @@
+//! `tngctl doctor`: looks at everything that an instance depends on, and names for each finding what it is, why it
+//! matters and the command that mends it.
+//!
+//! Facts come from a [`Host`], which tests replace; what they mean is decided by functions of the facts. Nothing is
+//! changed, everything has a deadline.
+
+mod agent;
+mod attestation;
+mod cgroups;
+mod clock;
+mod finding;
+mod host;
+mod instance;
+mod kernel;
+mod managers;
+mod networkd;
+mod render;
+mod rules;
+mod settings;
+mod units;
+
+pub use agent::{AgentError, PROBE, probe};
+pub use finding::{Check, Finding, Severity};
+pub use host::{Host, Ran, RealHost, Rules, Running};
+
+use super::local::LocalAnswer;
+use super::style::Style;
+use instance::Wants;
+use units::Units;
+
+/// `tngctl doctor [NAME]`: exit status 1 when anything is an error.
+pub fn doctor(host: &dyn Host, only: Option<&str>, json: bool, verbose: bool, style: Style) -> LocalAnswer {
+    let findings = examine(host, only);
+    let status = u8::from(findings.iter().any(|f| f.severity == Severity::Error));
+    let text = if json {
+        serde_json::to_string_pretty(&findings).unwrap_or_default() + "\n"
+    } else {
+        render::render(&findings, verbose, style)
+    };
+    LocalAnswer { text, errors: Vec::new(), status }
+}
+
+/// All findings about the host and about one instance, or all.
+pub fn examine(host: &dyn Host, only: Option<&str>) -> Vec<Finding> {
+    let instances = instance::find(host, only);
+    let wants = Wants::of(&instances);
+    let mut found = kernel::check(host, !wants.slices.is_empty());
+    found.extend(settings::check(host, &wants));
+    found.extend(managers::check(host));
+    found.extend(cgroups::check(host, &wants));
+    found.push(units::version(host));
+    found.extend(clock::check(host));
+    found.extend(instance::check(host, &instances));
+    for instance in &instances {
+        let units = Units::of(host, &instance.name);
+        found.extend(units::check(&instance.name, &units));
+        found.extend(rules::check(host, instance, units.socket.is_active()));
+        found.extend(attestation::check(host, instance, &units));
+    }
+    found.sort_by_key(|f| f.check);
+    found
+}
