@@ -132,7 +132,9 @@ pub fn run(name_or_path: &str, user: Option<&str>) -> Result<(), RunError> {
             if captures {
                 remove_rules(&paths, &config.instance);
             }
-            guard.map(HeldGuard::stop);
+            if let Some(guard) = guard {
+                guard.stop();
+            }
             return Err(e);
         }
     };
@@ -150,7 +152,9 @@ pub fn run(name_or_path: &str, user: Option<&str>) -> Result<(), RunError> {
         (true, false) => remove_rules(&paths, &config.instance),
         (false, _) => paths.remove_instance(&config.instance),
     }
-    guard.map(HeldGuard::stop);
+    if let Some(guard) = guard {
+        guard.stop();
+    }
     end
 }
 
