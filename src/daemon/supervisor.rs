@@ -132,9 +132,7 @@ pub fn run(name_or_path: &str, user: Option<&str>) -> Result<(), RunError> {
             if captures {
                 remove_rules(&paths, &config.instance);
             }
-            if let Some(guard) = guard {
-                guard.stop();
-            }
+            guard.into_iter().for_each(HeldGuard::stop);
             return Err(e);
         }
     };
@@ -152,9 +150,7 @@ pub fn run(name_or_path: &str, user: Option<&str>) -> Result<(), RunError> {
         (true, false) => remove_rules(&paths, &config.instance),
         (false, _) => paths.remove_instance(&config.instance),
     }
-    if let Some(guard) = guard {
-        guard.stop();
-    }
+    guard.into_iter().for_each(HeldGuard::stop);
     end
 }
 
@@ -210,6 +206,7 @@ impl HeldGuard {
     }
 
     fn stop(self) {
+        // In this order: the thread ends by it.
         drop(self.stop);
         match self.thread.join() {
             Ok(Ok(())) => {}
