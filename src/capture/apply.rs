@@ -106,12 +106,21 @@ pub fn allocate(paths: &Paths, config: &Config, owner_uid: u32) -> Result<Instan
 
 /// Forgets the ids of an instance whose rules are not there and whose sockets no socket unit has open.
 pub fn release_if_down(paths: &Paths, instance: &InstanceName) -> Result<(), ApplyError> {
+    release(paths, instance, || paths.remove_instance(instance))
+}
+
+/// The same without touching the sockets in the instance's directory, which may be a service manager's.
+pub fn release_ids_if_down(paths: &Paths, instance: &InstanceName) -> Result<(), ApplyError> {
+    release(paths, instance, || paths.forget_rules(instance))
+}
+
+fn release(paths: &Paths, instance: &InstanceName, also: impl FnOnce()) -> Result<(), ApplyError> {
     let lock = Locked::acquire(paths)?;
     if !units::in_force::is_up(paths, instance) && !observe::table_exists(&capture_table_name(instance))? {
         let mut allocations = lock.load()?;
         allocations.release(instance);
         lock.store(&allocations)?;
-        paths.remove_instance(instance);
+        also();
     }
     Ok(())
 }

@@ -5,9 +5,9 @@
 //! `nft -i`, and a copy of it, here and with the service manager, keeps the table when nft or this process is killed.
 //!
 //! A table can be changed only through its own socket, so without that nft there has to be a new table by a new one.
-//! The name is taken until the old socket closes; meanwhile a stand-in of another name refuses the same. Its place is
-//! taken back in the transaction that loads the new table, so no packet meets a moment without: the gap is 0, where
-//! closing the socket first and loading then left one of some 10 ms.
+//! The name is taken until the old socket closes; meanwhile a stand-in of another name refuses the same. It goes in the
+//! transaction that loads the new table, so there is no moment without: `tests/guard` looks at the ruleset and with
+//! connections all the while.
 
 use std::path::{Path, PathBuf};
 use std::thread;

@@ -104,7 +104,7 @@ fn guard_with(
     let slots = apply::allocate(&paths, &config, owner_uid)?;
     let plan = RulesPlan::new(&config, &slots);
     let mut guard = Guard::start(&paths, plan, FdStore::Systemd, inherited).inspect_err(|_| {
-        let _ = apply::release_if_down(&paths, &config.instance);
+        let _ = apply::release_ids_if_down(&paths, &config.instance);
     })?;
     let mut said = status(guard.standing(), problem.as_deref());
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&said)]);
@@ -128,7 +128,7 @@ fn guard_with(
         tracing::info!(instance = %config.instance, "guard stopped: captured traffic is no longer refused by it");
     }
     drop(guard);
-    let _ = apply::release_if_down(&paths, &config.instance);
+    let _ = apply::release_ids_if_down(&paths, &config.instance);
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 
 use super::lab::{Lab, TO_SERVER, ingress, ingress_mapping};
 use super::manager::Manager;
-use super::netns::{Connect, Host, Tng, traces};
+use super::netns::{Connect, Host, Parts, Tng, traces};
 use super::table::Fate;
 
 fn mapping() -> String {
@@ -25,6 +25,19 @@ fn without_captures_it_is_ready_and_holds_nothing() {
     assert_eq!(guard_table(host), "");
     assert_eq!(manager.store(), Vec::<String>::new());
     manager.end(Signal::SIGTERM);
+    assert_eq!(traces(host), "");
+}
+
+#[test]
+fn its_end_leaves_the_sockets_of_a_running_instance_alone() {
+    let lab = Lab::new();
+    let host = &lab.world.client;
+    let mut manager = Manager::new(host, "in", &mapping());
+    manager.start();
+    let serve = Parts::new(host, "in", &mapping()).serve();
+    manager.end(Signal::SIGTERM);
+    assert!(serve.is_ready(), "the control socket is gone: {}", serve.output());
+    assert!(serve.stop().success());
     assert_eq!(traces(host), "");
 }
 

@@ -29,6 +29,9 @@ fn the_status_says_what_is_guarded_and_how_often_rules_were_restored() {
 #[test]
 fn the_watchdog_is_fed_until_the_guard_hangs() {
     const EVERY: &str = "WATCHDOG_USEC=400000";
+    if !cfg!(feature = "failpoints") {
+        panic!("run with --features failpoints (make test does)");
+    }
     let lab = Lab::new();
     let mut manager = Manager::new(&lab.world.client, "in", &ingress(TO_SERVER));
     manager.launch(EVERY);
