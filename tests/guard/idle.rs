@@ -34,10 +34,12 @@ fn its_end_leaves_the_sockets_of_a_running_instance_alone() {
     let host = &lab.world.client;
     let mut manager = Manager::new(host, "in", &mapping());
     manager.start();
-    let serve = Parts::new(host, "in", &mapping()).serve();
+    let parts = Parts::new(host, "in", &mapping());
+    let serve = parts.serve();
     manager.end(Signal::SIGTERM);
     assert!(serve.is_ready(), "the control socket is gone: {}", serve.output());
     assert!(serve.stop().success());
+    parts.net_down();
     assert_eq!(traces(host), "");
 }
 
