@@ -118,7 +118,7 @@ pub(super) fn check(host: &dyn Host, cgroups: bool) -> Vec<Finding> {
             found.push(Finding::needs_root(feature.check));
             continue;
         }
-        let table = format!("table inet tng-doctor {{ {} }}\n", feature.body);
+        let table = format!("table inet tng-doctor {{\n{}\n}}\n", feature.body);
         let ran = host.run(&["unshare", "--net", "--", &nft, "-c", "-f", "-"], Some(&table));
         found.push(judge(feature, &ran, &release));
     }
