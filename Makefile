@@ -1,12 +1,15 @@
 # One target a task. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: list-test-packages help build lint test demo bench completions clean
+.PHONY: list-test-packages help build lint test demo bench completions vendor deb repo lintian clean
 
 CARGO ?= cargo
 # What building needs beside Rust, what the tests and the demonstration run, and what the benchmark compares tng with.
 BUILD_PACKAGES := gcc libc6-dev make cmake
 TEST_PACKAGES  := $(BUILD_PACKAGES) nftables iproute2 util-linux procps conntrack curl nginx-light redis-server redis-tools tcpdump python3 python3-prometheus-client man-db
+# What `make deb`, `make repo` and `make lintian` run.
+DEB_PACKAGES   := $(BUILD_PACKAGES) debhelper dpkg-dev fakeroot util-linux
+REPO_PACKAGES  := apt-utils gnupg
 BENCH_PACKAGES := $(BUILD_PACKAGES) stunnel4 haproxy nginx-light libnginx-mod-stream
 
 help: ## list the targets
@@ -48,6 +51,22 @@ completions: ## shell completions into target/completions
 	$(CARGO) build --locked --bins
 	for shell in bash zsh fish; do for bin in tngd tngctl; do \
 		target/debug/$$bin completions $$shell > target/completions/$$bin.$$shell; done; done
+
+vendor: ## sources of all crates into vendor/, for a build without a network
+	@packaging/install-packages $(BUILD_PACKAGES)
+	packaging/vendor
+
+deb: ## Debian package and source package into target/deb, offline (DEB_BUILD_OPTIONS=noopt: quick to build)
+	@packaging/install-packages $(DEB_PACKAGES)
+	packaging/make-deb target/deb
+
+repo: deb ## signed apt repository of the package into target/repo
+	@packaging/install-packages $(REPO_PACKAGES)
+	packaging/make-repo target/repo target/deb/tng_*.deb
+
+lintian: deb ## Debian's checks of the package; errors and warnings fail
+	@packaging/install-packages lintian
+	packaging/check-deb target/deb
 
 clean: ## remove what was built
 	$(CARGO) clean
