@@ -221,7 +221,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
             daemon::init_logging();
             match command {
                 UnitCommand::ServiceStopped { instance } => {
-                    units::hooks::service_stopped(&config::instance_of(&config::instance_path(&instance)?)?)?;
+                    units::hooks::service_stopped(&Paths::current(), &config::instance_path(&instance)?)?;
                 }
                 UnitCommand::SocketStopped { instance } => {
                     units::hooks::socket_stopped(&config::instance_path(&instance)?)?;

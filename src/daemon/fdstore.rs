@@ -17,7 +17,7 @@ pub(super) const MAX_STORED: usize = 512;
 const PREFIX: &str = "listen-";
 
 /// The name of an address in the store: unique, and without the colon that separates names in LISTEN_FDNAMES.
-pub(super) fn name_of(addr: SocketAddr) -> String {
+pub(crate) fn name_of(addr: SocketAddr) -> String {
     match addr {
         SocketAddr::V4(v4) => format!("{PREFIX}{},{}", v4.ip(), v4.port()),
         SocketAddr::V6(v6) if v6.scope_id() != 0 => {

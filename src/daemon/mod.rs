@@ -8,7 +8,7 @@ mod dataplane;
 mod dataplane_error;
 mod describe;
 mod endpoint;
-mod fdstore;
+pub(crate) mod fdstore;
 mod gate;
 pub mod guard_command;
 pub mod handoff;

@@ -2,19 +2,56 @@
 //! when the service is restarted (`PartOf=` restarts both, and with it go rules and queued connections), so the service
 //! looks at what was asked of it.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
+use nix::poll::{PollFd, PollFlags, poll};
+use sd_notify::NotifyState;
+
 use super::{UnitError, in_force, manager};
-use crate::config::{self, InstanceName, OnStop};
+use crate::capture::allocation::Allocations;
+use crate::config::{self, OnStop};
+use crate::daemon::{Paths, fdstore, listeners};
+
+/// How long the manager may take to read a notice.
+const BARRIER_MS: u16 = 5000;
 
 /// `ExecStopPost=` of the service: with `systemctl stop` the sockets go too, and by them the rules. After a crash, a
 /// restart or an upgrade they stay.
-pub fn service_stopped(instance: &InstanceName) -> Result<(), UnitError> {
+pub fn service_stopped(paths: &Paths, file: &Path) -> Result<(), UnitError> {
+    let instance = config::instance_of(file)?;
+    let socket = format!("tng@{instance}.socket");
+    if manager::pending_job(&socket)?.is_some() {
+        return release_stored(paths, file);
+    }
     if manager::pending_job(&format!("tng@{instance}.service"))?.as_deref() != Some("stop") {
         return Ok(());
     }
     // The socket's own stop waits for the service's: to wait for it here would never end.
-    manager::systemctl(&["stop", "--no-block", &format!("tng@{instance}.socket")]).map(drop)
+    manager::systemctl(&["stop", "--no-block", &socket]).map(drop)
+}
+
+/// The socket unit is about to close its sockets, perhaps to open them again, and then all that the file names. What the
+/// manager still has of a reload (FDSTORE) would be in its way.
+fn release_stored(paths: &Paths, file: &Path) -> Result<(), UnitError> {
+    let Some(config) = in_force::current(paths, file) else { return Ok(()) };
+    let slots = Allocations::load(paths)?.get(&config.instance).cloned();
+    for spec in listeners::specs(&config, slots.as_ref())? {
+        notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(&fdstore::name_of(spec.addr))], &[]);
+    }
+    // Until the manager has read them: what a process said that is gone counts for nothing (sd_notify_barrier(3)).
+    if let Ok((ours, theirs)) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC) {
+        notify(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()]);
+        drop(theirs);
+        let _ = poll(&mut [PollFd::new(ours.as_fd(), PollFlags::empty())], BARRIER_MS);
+    }
+    Ok(())
+}
+
+fn notify(notes: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) {
+    if let Err(error) = sd_notify::notify_with_fds(notes, fds) {
+        tracing::warn!(reason = "fdstore-failed", %error, "a stored listener may be in the way of the socket unit");
+    }
 }
 
 /// `ExecStopPost=` of the socket, when the rules are gone: the guard goes as well, unless it is to stay. A restart of the

@@ -211,8 +211,7 @@ impl Container {
     pub fn outer_pid(&self, inner: i32) -> i32 {
         let namespace = fs::read_link(format!("/proc/{}/ns/pid", self.leader)).expect("pid namespace");
         let found = processes().into_iter().find(|pid| {
-            fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|ns| ns == namespace)
-                && ns_pid(*pid) == Some(inner)
+            fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|ns| ns == namespace) && ns_pid(*pid) == Some(inner)
         });
         found.unwrap_or_else(|| panic!("{}: no process {inner}", self.name))
     }

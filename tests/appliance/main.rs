@@ -100,10 +100,11 @@ fn prepare() -> Result<([PathBuf; 2], PathBuf), String> {
         return Err(format!("programs are missing: packaging/install-packages {}", missing.join(" ")));
     }
     let tree = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let repository = std::env::var_os("TNG_E2E_REPOSITORY").map_or_else(|| tree.join("target/repository"), PathBuf::from);
-    let repository = repository.canonicalize().map_err(|e| {
-        format!("no package repository at {}: {e}: make e2e builds it", repository.display())
-    })?;
+    let repository =
+        std::env::var_os("TNG_E2E_REPOSITORY").map_or_else(|| tree.join("target/repository"), PathBuf::from);
+    let repository = repository
+        .canonicalize()
+        .map_err(|e| format!("no package repository at {}: {e}: make e2e builds it", repository.display()))?;
     let root = |suite: &str| {
         let out = Command::new(tree.join("packaging/appliance-rootfs")).arg(suite).output();
         let out = out.map_err(|e| format!("packaging/appliance-rootfs: {e}"))?;

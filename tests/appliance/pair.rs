@@ -130,7 +130,9 @@ impl Pair {
         }
         // One fault must not spoil all that comes after it.
         for (host, name) in [(&self.client, "ingress"), (&self.server, "egress")] {
-            host.try_sh(&format!("systemctl stop tng@{name} tng-guard@{name}; systemctl reset-failed 'tng*'; systemctl start tng@{name}"));
+            host.try_sh(&format!(
+                "systemctl stop tng@{name} tng-guard@{name}; systemctl reset-failed 'tng*'; systemctl start tng@{name}"
+            ));
         }
         self.point("the tunnel serves before the next scenario", || {
             self.wait_served();

@@ -60,7 +60,8 @@ impl Report {
             }
             Err(_) => {
                 let why = LAST_PANIC.with(|last| last.borrow().clone());
-                let evidence = catch_unwind(AssertUnwindSafe(evidence)).unwrap_or_else(|_| "no evidence to be had".into());
+                let evidence =
+                    catch_unwind(AssertUnwindSafe(evidence)).unwrap_or_else(|_| "no evidence to be had".into());
                 println!(
                     "[{run}] FAIL   {what} [{seconds:.1}s]\n{}\n{}",
                     indent(&why),

@@ -83,8 +83,7 @@ impl Client {
     pub fn start(host: &Container, targets: &[(String, u16)], marker: &str, load: &Load) -> Self {
         let options = json!({"targets": targets, "marker": marker, "count": load.count, "workers": load.workers,
             "timeout": load.timeout});
-        let mut child =
-            host.spawn_piped(LIFE, &["/usr/bin/python3", "-I", "-c", PROGRAM, &options.to_string()]);
+        let mut child = host.spawn_piped(LIFE, &["/usr/bin/python3", "-I", "-c", PROGRAM, &options.to_string()]);
         let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().expect("stdout"));
         let so_far = Arc::new(Mutex::new(Sums::default()));
