@@ -3,6 +3,7 @@
 //! Its mounts live in a mount namespace of its own and end with it; what it wrote is in a directory that is
 //! removed with the value. A container that is stopped and started again has the same files.
 
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -52,8 +53,8 @@ pub struct Container {
     dir: PathBuf,
     lower: PathBuf,
     repository: PathBuf,
-    nspawn: Option<Proc>,
-    leader: i32,
+    nspawn: RefCell<Option<Proc>>,
+    leader: Cell<i32>,
 }
 
 impl Container {
@@ -74,20 +75,20 @@ impl Container {
             dir,
             lower: lower.to_owned(),
             repository: repository.to_owned(),
-            nspawn: None,
-            leader: 0,
+            nspawn: RefCell::default(),
+            leader: Cell::default(),
         }
     }
 
     /// Writes a file before a boot.
     pub fn prepare(&self, path: &str, text: &str) {
-        assert!(self.nspawn.is_none(), "{} runs: an overlay's upper directory must not change below it", self.name);
+        assert!(!self.is_on(), "{} runs: an overlay's upper directory must not change below it", self.name);
         write_file(&self.dir.join("upper"), path, text);
     }
 
     /// Starts the boot on `wire` and returns at once.
-    pub fn boot(&mut self, wire: &Wire) {
-        assert!(self.nspawn.is_none(), "{} runs already", self.name);
+    pub fn boot(&self, wire: &Wire) {
+        assert!(!self.is_on(), "{} runs already", self.name);
         let mut groups = Vec::new();
         for hierarchy in CGROUPS {
             let group = Path::new(hierarchy).join(&self.machine);
@@ -102,24 +103,26 @@ impl Container {
         command.args(["--", "unshare", "--mount", "--propagation", "private", "--", "sh", "-c", LAUNCH, "boot"]);
         command.args([&self.dir, &self.lower]).args([&self.machine, BRIDGE]);
         command.arg(&self.repository).arg(groups.join(" "));
-        self.nspawn = Some(Proc::spawn(command));
+        *self.nspawn.borrow_mut() = Some(Proc::spawn(command));
     }
 
     /// Waits until the boot reached its end.
     #[track_caller]
-    pub fn wait_booted(&mut self) {
+    pub fn wait_booted(&self) {
         let end = Instant::now() + BOOT;
-        let nspawn = self.nspawn.as_mut().expect("booting");
-        let pid = nspawn.pid();
-        let mut leader = None;
-        wait_until(BOOT, || {
-            leader = leader_of(pid);
-            leader.is_some() || nspawn.exited().is_some()
-        });
-        let Some(leader) = leader else {
-            panic!("{} does not start:\n{}", self.name, nspawn.output());
-        };
-        self.leader = leader;
+        {
+            let mut nspawn = self.nspawn.borrow_mut();
+            let nspawn = nspawn.as_mut().expect("booting");
+            let mut leader = None;
+            wait_until(BOOT, || {
+                leader = leader_of(nspawn.pid());
+                leader.is_some() || nspawn.exited().is_some()
+            });
+            let Some(leader) = leader else {
+                panic!("{} does not start:\n{}", self.name, nspawn.output());
+            };
+            self.leader.set(leader);
+        }
         let mut state = String::new();
         let booted = wait_until(end.saturating_duration_since(Instant::now()), || {
             state = self.try_sh("systemctl is-system-running --wait").stdout;
@@ -130,19 +133,19 @@ impl Container {
         }
     }
 
-    /// Whether it is up, and its first process' id as the test's host counts.
-    pub fn leader(&self) -> Option<i32> {
-        self.nspawn.as_ref().map(|_| self.leader)
+    /// Whether it was booted and not powered off.
+    pub fn is_on(&self) -> bool {
+        self.nspawn.borrow().is_some()
     }
 
     /// What came over its console.
     pub fn console(&self) -> String {
-        self.nspawn.as_ref().map(Proc::output).unwrap_or_default()
+        self.nspawn.borrow().as_ref().map(Proc::output).unwrap_or_default()
     }
 
     /// Orderly power off, and wait for the end.
     #[track_caller]
-    pub fn power_off(&mut self) {
+    pub fn power_off(&self) {
         let Some(mut nspawn) = self.nspawn.take() else { return };
         // SIGTERM to nspawn is the power button.
         nspawn.signal(Signal::SIGTERM);
@@ -155,7 +158,7 @@ impl Container {
 
     /// A command inside, which may take `seconds`.
     pub fn command(&self, seconds: u64, words: &[&str]) -> Command {
-        let leader = self.leader;
+        let leader = self.leader.get();
         let mut command = Command::new("timeout");
         command.args(["-k", "2", &seconds.to_string(), "nsenter", "-t", &leader.to_string()]);
         command.args(["-m", "-u", "-i", "-n", "-p", "-C", &format!("--root=/proc/{leader}/root"), "--wd=/"]);
@@ -202,14 +205,14 @@ impl Container {
 
     /// The running container's "/".
     fn root(&self) -> PathBuf {
-        assert!(self.nspawn.is_some(), "{} is off", self.name);
-        PathBuf::from(format!("/proc/{}/root", self.leader))
+        assert!(self.is_on(), "{} is off", self.name);
+        PathBuf::from(format!("/proc/{}/root", self.leader.get()))
     }
 
     /// The id, as the test's host counts, of the process that the container calls `inner`.
     #[track_caller]
     pub fn outer_pid(&self, inner: i32) -> i32 {
-        let namespace = fs::read_link(format!("/proc/{}/ns/pid", self.leader)).expect("pid namespace");
+        let namespace = fs::read_link(format!("/proc/{}/ns/pid", self.leader.get())).expect("pid namespace");
         let found = processes().into_iter().find(|pid| {
             fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|ns| ns == namespace) && ns_pid(*pid) == Some(inner)
         });
@@ -244,7 +247,7 @@ impl Drop for Container {
         if let Some(nspawn) = self.nspawn.take() {
             // The container's first process dies with nspawn, and everything in it with that one.
             drop(nspawn);
-            wait_until(Duration::from_secs(5), || !Path::new(&format!("/proc/{}", self.leader)).exists());
+            wait_until(Duration::from_secs(5), || !Path::new(&format!("/proc/{}", self.leader.get())).exists());
         }
         self.end_cgroups();
         // No mount is left in there: it was in the namespace that just ended.

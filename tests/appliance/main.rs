@@ -15,10 +15,19 @@
 #[path = "../netns/mod.rs"]
 mod netns;
 
+mod agent;
+mod boot;
 mod container;
+mod failures;
+mod hardening;
+mod install;
 mod pair;
+mod reload;
 mod report;
+mod stop;
 mod traffic;
+mod tunnel;
+mod upgrade;
 mod wire;
 
 use std::path::{Path, PathBuf};
@@ -53,8 +62,8 @@ fn main() -> ExitCode {
                 scope.spawn(move || {
                     let client = (SUITES[client].1, roots[client].as_path());
                     let server = (SUITES[server].1, roots[server].as_path());
-                    let mut pair = Pair::new(run, client, server, repository);
-                    scenarios(&mut pair);
+                    let pair = Pair::new(run, client, server, repository);
+                    scenarios(&pair);
                     pair.report.totals()
                 })
             })
@@ -75,11 +84,36 @@ fn main() -> ExitCode {
 }
 
 /// Everything in the order in which a system lives: bare, installed, run, broken, rebooted, upgraded, purged.
-fn scenarios(pair: &mut Pair) {
-    if !pair.report.point("both systems boot", String::new, || String::new()) {
+fn scenarios(pair: &Pair) {
+    let booted = pair.point("both systems boot", || {
+        pair.boot();
+        format!("systemd {} and {}", tunnel::systemd_version(&pair.client), tunnel::systemd_version(&pair.server))
+    });
+    if !booted {
         return;
     }
-    pair.boot();
+    let before = [install::inventory(&pair.client), install::inventory(&pair.server)];
+    install::plaintext_is_visible_without_tng(pair);
+    install::apt_install(pair);
+    tunnel::first_steps(pair);
+    let all: [(&str, fn(&Pair)); 8] = [
+        ("journal", tunnel::journal_has_fields),
+        ("hardening", hardening::confined),
+        ("failures", failures::fail_closed),
+        ("reload", reload::reloads),
+        ("stop", stop::stops),
+        ("agent", agent::reachable),
+        ("boot", boot::boots),
+        ("upgrade", upgrade::upgrades),
+    ];
+    for (name, scenario) in all {
+        if pair.report.wants(name) {
+            scenario(pair);
+        }
+    }
+    if pair.report.wants("purge") {
+        install::nothing_is_left(pair, &before);
+    }
 }
 
 /// Root file systems and repository, or what is missing and how to get it.

@@ -63,7 +63,7 @@ impl Pair {
     }
 
     /// Boots both at once.
-    pub fn boot(&mut self) {
+    pub fn boot(&self) {
         self.client.boot(&self.wire);
         self.server.boot(&self.wire);
         self.client.wait_booted();
@@ -163,7 +163,7 @@ pub fn curl(host: &Container, authority: &str, marker: &str) -> Result<String, S
 
 /// What an operator would look at.
 pub fn evidence(host: &Container) -> String {
-    if host.leader().is_none() {
+    if !host.is_on() {
         return format!("--- {} is off\n", host.name);
     }
     let out = host.try_sh(

@@ -1,0 +1,94 @@
+//! Clean stops: what goes, what stays when the file says so, and all instances at once.
+
+use super::container::Container;
+use super::pair::{INGRESS, Pair, marker};
+use super::reload::wait_state;
+
+/// Everything of tng in the kernel and below /run, as text; empty after a clean stop of all instances.
+#[track_caller]
+fn traces(host: &Container) -> String {
+    host.sh("nft list tables | grep tng || true
+        for f in -4 -6; do ip $f rule show pref 565; ip $f route show table 565 2>/dev/null || true; done
+        ss -Hltn | grep -E ':4[0-9]{4}\\b' || true
+        ls /run/tng/*/control.sock /run/tng/*/handoff.sock 2>/dev/null || true")
+}
+
+/// `systemctl stop`, `on_stop`, `tng.target`.
+pub fn stops(pair: &Pair) {
+    let host = &pair.client;
+    if !pair.settle() {
+        return;
+    }
+    pair.point(
+        "systemctl stop tng@ingress: rules, guard, routes and sockets are gone, the direct path is back",
+        || {
+            host.sh("systemctl stop tng@ingress");
+            for unit in ["tng@ingress.service", "tng@ingress.socket", "tng-guard@ingress.service"] {
+                wait_state(host, unit, "inactive");
+            }
+            assert_eq!(traces(host), "", "left behind");
+            // The egress refuses what is not tunnelled, so the wire alone can show that the path is direct.
+            let word = marker("direct");
+            let _ = pair.curls(&word);
+            assert!(pair.wire.saw(&word), "on_stop = \"open\" gives the direct path back");
+            String::new()
+        },
+    );
+    pair.point("systemctl start after it serves again", || {
+        host.sh("systemctl start tng@ingress");
+        pair.wait_served();
+        String::new()
+    });
+    pair.point("on_stop = \"closed\": refused after the stop, until tng-guard@ingress is stopped", || {
+        host.write("/etc/tng/ingress.toml", &format!("on_stop = \"closed\"\n{INGRESS}"));
+        host.sh("systemctl reload tng@ingress");
+        host.sh("systemctl stop tng@ingress");
+        wait_state(host, "tng@ingress.socket", "inactive");
+        wait_state(host, "tng@ingress.service", "inactive");
+        assert!(host.holds("systemctl is-active -q tng-guard@ingress"), "the guard stays");
+        let word = marker("closed");
+        for answer in pair.curls(&word) {
+            answer.expect_err("served after a closing stop");
+        }
+        pair.assert_unseen(&word);
+        host.sh("systemctl stop tng-guard@ingress");
+        assert_eq!(traces(host), "", "left behind");
+        let word = marker("opened");
+        let _ = pair.curls(&word);
+        assert!(pair.wire.saw(&word), "the direct path is back");
+        String::new()
+    });
+    pair.point("systemctl stop and start tng.target: all enabled instances, and nothing else", || {
+        host.write("/etc/tng/ingress.toml", INGRESS);
+        host.write("/etc/tng/second.toml", &second());
+        host.sh("systemctl enable tng@ingress tng@second 2>&1; systemctl daemon-reload; systemctl start tng.target");
+        for name in ["ingress", "second"] {
+            wait_state(host, &format!("tng@{name}.service"), "active");
+        }
+        pair.wait_served();
+        host.sh("systemctl stop tng.target");
+        for name in ["ingress", "second"] {
+            wait_state(host, &format!("tng@{name}.service"), "inactive");
+            wait_state(host, &format!("tng@{name}.socket"), "inactive");
+            wait_state(host, &format!("tng-guard@{name}.service"), "inactive");
+        }
+        assert_eq!(traces(host), "", "left behind");
+        host.sh("systemctl start tng.target");
+        pair.wait_served();
+        for name in ["ingress", "second"] {
+            wait_state(host, &format!("tng@{name}.service"), "active");
+        }
+        host.sh(
+            "systemctl disable --now tng@second tng@ingress 2>&1; rm /etc/tng/second.toml; systemctl daemon-reload",
+        );
+        wait_state(host, "tng@second.service", "inactive");
+        host.sh("systemctl start tng@ingress");
+        pair.wait_served();
+        String::new()
+    });
+}
+
+/// An instance that has nothing to do with the first.
+fn second() -> String {
+    "[[ingress]]\nname = \"second\"\n[ingress.mapping]\nlisten = \"127.0.0.1:10009\"\ntarget = \"192.0.2.2:8080\"\n[ingress.verify]\nprovider = \"sample\"\nallow_sample = true\n".into()
+}
