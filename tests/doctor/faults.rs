@@ -42,6 +42,13 @@ const FAULTS: &[Fault] = &[
         "disable_ipv6 is 1",
         "net.ipv6.conf.lo.disable_ipv6=0",
     ),
+    (
+        Check::FwmarkAccept,
+        Severity::Error,
+        |h| h.write("/proc/sys/net/ipv4/tcp_fwmark_accept", "1"),
+        "tcp_fwmark_accept",
+        "tcp_fwmark_accept=0",
+    ),
     (Check::Somaxconn, Severity::Warning, |h| h.write("/proc/sys/net/core/somaxconn", "128"), "128", "somaxconn=4096"),
     (
         Check::ConntrackTable,

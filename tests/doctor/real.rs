@@ -9,7 +9,7 @@ use tng::ctl::doctor::{Host as _, RealHost};
 
 use super::fakes::aa::{FakeAa, Mode};
 use super::lab::{Lab, TO_SERVER, ingress};
-use super::netns::{Family, Host, Parts, Tng, World, kernel_state, run, run_tngctl, tngctl, traces};
+use super::netns::{Connect, Host, Parts, Tng, World, kernel_state, run, run_tngctl, tngctl, traces};
 
 /// The doctor's exit status and findings on a host.
 #[track_caller]
@@ -90,19 +90,19 @@ fn a_file_that_is_not_in_force_and_one_that_is_broken_are_told() {
     let file = std::fs::File::options().write(true).open(host.config_dir().join("in.toml")).expect("file");
     file.set_modified(SystemTime::now() + Duration::from_secs(5)).expect("time");
     assert_eq!(severity(&doctor(host).1, "config-applied"), Some("warning"));
-    tng.write_config("[[ingress]]\nname = \"in\"\nnetfiler = 1\n");
+    tng.write_config("nosuchkey = 1\n");
     let (status, found) = doctor(host);
     let valid = found.iter().find(|f| f["id"] == "config-valid").expect("finding");
-    assert!(status == Some(1) && valid["what"].as_str().is_some_and(|w| w.contains("in.toml:3:")), "{valid}");
+    assert!(status == Some(1) && valid["what"].as_str().is_some_and(|w| w.contains("in.toml:1:")), "{valid}");
     // Rules of a broken file are looked at all the same.
     assert_eq!(severity(&found, "rules-present"), Some("ok"));
 }
 
 /// The evidence for what settings.rs looks at, and for what it leaves alone.
 #[test]
-fn ipv6_off_on_lo_stops_captures_and_marks_of_the_kernel_do_not() {
-    let lab = Lab::new();
-    let (client, server) = (&lab.world.client, &lab.world.server);
+fn ipv6_off_on_lo_stops_captures() {
+    let world = World::new();
+    let client = &world.client;
     client.sysctl(&[("net/ipv6/conf/lo/disable_ipv6", "1")]);
     let parts = Parts::new(client, "in", &ingress(TO_SERVER));
     let file = client.config_dir().join("in.toml");
@@ -113,20 +113,32 @@ fn ipv6_off_on_lo_stops_captures_and_marks_of_the_kernel_do_not() {
     parts.net_up();
     assert_eq!(severity(&doctor(client).1, "ipv6-on-lo"), Some("ok"));
     parts.net_down();
+}
 
+#[test]
+fn accepted_sockets_with_the_packets_mark_break_the_tunnel_and_reflected_marks_do_not() {
+    let lab = Lab::new();
+    let (client, server) = (&lab.world.client, &lab.world.server);
+    let pair = lab.start();
+    let served = || {
+        lab.each(|family| lab.exchange(family, &Connect { port: 8080, ..Connect::default() })).map(|seen| {
+            assert_eq!(seen.plaintext, None);
+            seen.fate == super::table::Fate::Delivered
+        })
+    };
+    assert_eq!(served(), [true, true], "as the kernel comes");
     for host in [client, server] {
-        host.sysctl(&[
-            ("net/ipv4/tcp_fwmark_accept", "1"),
-            ("net/ipv4/fwmark_reflect", "1"),
-            ("net/ipv6/fwmark_reflect", "1"),
-        ]);
+        host.sysctl(&[("net/ipv4/fwmark_reflect", "1"), ("net/ipv6/fwmark_reflect", "1")]);
     }
-    let _pair = lab.start();
-    for family in Family::BOTH {
-        let seen = lab.plain(family);
-        println!("{family:?} with tcp_fwmark_accept and fwmark_reflect: {seen:?}");
-        assert_eq!(seen.fate, super::table::Fate::Delivered, "{family:?}");
+    assert_eq!(served(), [true, true], "fwmark_reflect");
+    for host in [client, server] {
+        host.sysctl(&[("net/ipv4/tcp_fwmark_accept", "1")]);
+        assert_eq!(served(), [false, false], "tcp_fwmark_accept");
+        assert_eq!(kernel_errors(&doctor(host).1), ["fwmark-accept"]);
+        host.sysctl(&[("net/ipv4/tcp_fwmark_accept", "0")]);
     }
+    assert_eq!(served(), [true, true], "as before");
+    drop(pair);
 }
 
 #[tokio::test(flavor = "multi_thread")]

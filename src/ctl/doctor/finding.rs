@@ -52,6 +52,7 @@ checks! {
     NftOwner = "nft-owner" in "kernel",
     NftCgroup = "nft-cgroup" in "kernel",
     Ipv6OnLo = "ipv6-on-lo" in "settings",
+    FwmarkAccept = "fwmark-accept" in "settings",
     Somaxconn = "somaxconn" in "settings",
     ConntrackTable = "conntrack-table" in "settings",
     Ptrace = "ptrace-scope" in "settings",

@@ -1,5 +1,5 @@
-//! Kernel settings that break or weaken tng. Few do: rp_filter 0, 1 and 2, route_localnet = 1, tcp_loose = 0 and
-//! notrack were run against the rules and change nothing, and the listeners need neither ip_nonlocal_bind (they are
+//! Kernel settings that break or weaken tng. Few do: rp_filter 0, 1 and 2, route_localnet = 1, tcp_loose = 0,
+//! fwmark_reflect = 1 and notrack were run against the rules and change nothing, and the listeners need neither ip_nonlocal_bind (they are
 //! transparent) nor a value of bindv6only (the socket unit says ipv6-only), so none of these is looked at.
 
 use super::finding::{Check, Finding};
@@ -12,6 +12,7 @@ const BACKLOG: u64 = 4096;
 /// All settings. `wants`: what the configurations need.
 pub(super) fn check(host: &dyn Host, wants: &Wants) -> Vec<Finding> {
     let mut found = vec![ipv6(host, wants.captures)];
+    found.push(fwmark_accept(host.sysctl("net/ipv4/tcp_fwmark_accept"), wants.captures));
     if let Some(finding) = somaxconn(host.sysctl("net/core/somaxconn")) {
         found.push(finding);
     }
@@ -38,6 +39,20 @@ fn ipv6(host: &dyn Host, captures: bool) -> Finding {
     finding
         .why("captured IPv6 goes around by lo; without it the routes cannot be made and no capture starts")
         .fix("echo net.ipv6.conf.lo.disable_ipv6=0 >/etc/sysctl.d/90-tng.conf && sysctl -p /etc/sysctl.d/90-tng.conf")
+}
+
+/// Run, on the ingress's host and on the egress's, IPv4 and IPv6: the accepted socket gets the mark of the SYN, "captured"
+/// or "handed over by tproxy", in the place of the listener's own, and the protecting chains refuse its packets.
+fn fwmark_accept(value: Option<u64>, captures: bool) -> Finding {
+    let check = Check::FwmarkAccept;
+    if value.is_none_or(|v| v == 0) {
+        return Finding::ok(check, "accepted sockets keep the listener's mark");
+    }
+    let what = "net.ipv4.tcp_fwmark_accept is on";
+    let finding = if captures { Finding::error(check, what) } else { Finding::note(check, what) };
+    finding
+        .why("accepted sockets lose the mark by which their packets are let through: every captured connection is refused")
+        .fix("echo net.ipv4.tcp_fwmark_accept=0 >/etc/sysctl.d/94-tng.conf && sysctl -p /etc/sysctl.d/94-tng.conf")
 }
 
 fn somaxconn(value: Option<u64>) -> Option<Finding> {
