@@ -100,7 +100,11 @@ pub(super) fn check(host: &dyn Host, instances: &[Instance]) -> Vec<Finding> {
             .why("under systemd the data plane runs as this user; its unit does not start without it")
             .fix("systemd-sysusers tng.conf || adduser --system --group --no-create-home --home /nonexistent tng"),
     }];
-    if instances.is_empty() {
+    let may_list =
+        !std::fs::read_dir(host.config_dir()).is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied);
+    if instances.is_empty() && !may_list {
+        found.push(Finding::needs_root(Check::ConfigValid));
+    } else if instances.is_empty() {
         let what = format!("no instance: {} holds no *.toml", host.config_dir().display());
         found.push(Finding::note(Check::ConfigValid, what).why("nothing is captured or protected").fix(
             "ls /usr/share/doc/tng/examples  # copy one to /etc/tng/NAME.toml, then: systemctl enable --now tng@NAME",

@@ -1,4 +1,5 @@
-//! systemd-networkd removes rules and routes that it does not know, unless its configuration says otherwise.
+//! systemd-networkd removes rules and routes that it does not know, unless its configuration says otherwise. Run on
+//! systemd 252: `networkctl reconfigure LINK` removed tng's policy rule; a restart alone did not.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +26,7 @@ pub(super) fn check(host: &dyn Host) -> Option<Finding> {
     let what = format!("systemd-networkd manages foreign rules and routes ({} is yes)", managed.join(" and "));
     Some(
         Finding::warning(check, what)
-            .why("whenever it restarts it removes tng's rule and routes; traffic is refused until the guard puts them back")
+            .why("when it configures a link anew it removes foreign rules, tng's too; traffic is refused until the guard puts them back")
             .fix(format!(
                 "mkdir -p /etc/systemd/networkd.conf.d && \
                  printf '[Network]\\n{lines}' >/etc/systemd/networkd.conf.d/50-tng.conf && \
