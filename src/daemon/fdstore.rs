@@ -1,7 +1,7 @@
 //! Copies of listeners with the service manager (FDSTORE of sd_notify(3)), so that a restart does not lose those that
 //! a reload brought: the socket unit cannot open an address after its start, and the data plane may not open all.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
@@ -42,11 +42,19 @@ pub(super) struct FdStore {
 impl FdStore {
     /// The state at start. Disabled, nothing is ever sent.
     pub(super) fn new(inherited: &Inherited, enabled: bool) -> Self {
-        let of = |stored: bool| inherited.tcp.iter().filter(move |p| p.stored == stored).map(|p| p.addr);
-        let store = Self { enabled, stored: of(true).map(|a| (name_of(a), a)).collect(), units: of(false).collect() };
-        for name in &inherited.stale {
-            store.remove(name);
+        let mut store = Self { enabled, stored: BTreeMap::new(), units: HashSet::new() };
+        let mut stale: BTreeSet<&str> = inherited.stale.iter().map(String::as_str).collect();
+        for passed in &inherited.tcp {
+            match &passed.stored {
+                None => drop(store.units.insert(passed.addr)),
+                // The manager removes by name, all of that name at once.
+                Some(name) if *name == name_of(passed.addr) && !stale.contains(name.as_str()) => {
+                    store.stored.insert(name.clone(), passed.addr);
+                }
+                Some(name) => drop(stale.insert(name)),
+            }
         }
+        stale.into_iter().for_each(|name| store.remove(name));
         store
     }
 

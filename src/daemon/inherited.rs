@@ -22,8 +22,9 @@ pub struct Passed {
     pub addr: SocketAddr,
     /// The socket, non-blocking.
     pub listener: TcpListener,
-    /// Whether it comes from the descriptor store; otherwise the socket unit owns it, and holds a copy for good.
-    pub stored: bool,
+    /// Its name in the descriptor store, if it comes from there; otherwise the socket unit owns it, and holds a copy
+    /// for good.
+    pub stored: Option<String>,
 }
 
 /// All that was passed and can be used.
@@ -68,30 +69,24 @@ impl Inherited {
         } else if !stored && let Some(listener) = unix(&fd, "handoff.sock").filter(|_| self.handoff.is_none()) {
             self.handoff = Some(listener);
         } else {
+            let stored = stored.then_some(name);
             match listening(fd) {
-                Some((addr, listener)) => self.add_tcp(Passed { addr, listener, stored }, name),
-                None if stored => self.stale.push(name),
-                None => {}
+                Some((addr, listener)) => self.add_tcp(Passed { addr, listener, stored }),
+                None => self.stale.extend(stored),
             }
         }
     }
 
-    fn add_tcp(&mut self, passed: Passed, name: String) {
+    fn add_tcp(&mut self, passed: Passed) {
         let Some(known) = self.tcp.iter().find(|p| p.addr == passed.addr) else {
-            // A name that is not the one this address has would never be removed from the store again.
-            if passed.stored && name != fdstore::name_of(passed.addr) {
-                self.stale.push(name);
-            }
             self.tcp.push(passed);
             return;
         };
-        if passed.stored && !known.stored {
-            self.stale.push(name);
-        }
-        // Copies of one socket share their fate; another socket would only collect a queue that nobody serves.
-        if !same_socket(&known.listener, &passed.listener) && passed.stored {
+        // Copies of one socket share their fate; another stored one would only collect a queue that nobody serves.
+        if passed.stored.is_some() && !same_socket(&known.listener, &passed.listener) {
             shut(&passed.listener);
         }
+        self.stale.extend(passed.stored);
     }
 }
 
@@ -138,7 +133,7 @@ mod tests {
             |s: &Option<UnixListener>| s.as_ref().unwrap().local_addr().unwrap().as_pathname().unwrap().to_owned();
         assert_eq!(path(&all.control), dir.path().join("control.sock"));
         assert_eq!(path(&all.handoff), dir.path().join("handoff.sock"));
-        assert_eq!(all.tcp.iter().map(|p| (p.addr, p.stored)).collect::<Vec<_>>(), [(addr, false)]);
+        assert_eq!(all.tcp.iter().map(|p| (p.addr, p.stored.is_some())).collect::<Vec<_>>(), [(addr, false)]);
         assert!(all.stale.is_empty() && !all.is_empty());
     }
 
@@ -149,7 +144,7 @@ mod tests {
         all.add(fd(&listener), "tng".into());
         all.add(fd(&listener), fdstore::name_of(addr));
         assert_eq!(all.tcp.len(), 1);
-        assert!(!all.tcp[0].stored, "the socket unit's own copy is the one to use");
+        assert!(all.tcp[0].stored.is_none(), "the socket unit's own copy is the one to use");
         assert!(SockRef::from(&listener).is_listener().unwrap(), "closing the copy ended the socket");
         let (dead, shut_down) = tcp();
         shut(&shut_down);
@@ -157,6 +152,9 @@ mod tests {
         let (kept, stored) = tcp();
         all.add(fd(&stored), fdstore::name_of(kept));
         assert_eq!(all.stale, [fdstore::name_of(addr), fdstore::name_of(dead)]);
-        assert_eq!(all.tcp.iter().map(|p| (p.addr, p.stored)).collect::<Vec<_>>(), [(addr, false), (kept, true)]);
+        assert_eq!(
+            all.tcp.iter().map(|p| (p.addr, p.stored.is_some())).collect::<Vec<_>>(),
+            [(addr, false), (kept, true)]
+        );
     }
 }

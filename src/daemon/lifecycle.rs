@@ -6,8 +6,8 @@
 //! need ([`confine`](super::confine)); only then the runtime and its threads exist.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,22 +21,23 @@ use super::confine::{Confinement, confine};
 use super::fdstore::FdStore;
 use super::inherited::Inherited;
 use super::listeners::{self, ListenerError};
-use super::refusing::{Refusing, Why};
+use super::refusing::Refusing;
+use super::start::{self, Problem, Refused, Sockets, prepare, refuse_all};
 use super::status_line::status_line;
 use super::takeover;
 use super::{
     BoundListener, ConfinementView, ControlState, DataPlane, DataPlaneError, Paths, PrivilegeError, State, find_user,
     give_up, raise_descriptor_limit, serve_control,
 };
-use crate::capture::allocation::{AllocationError, Allocations};
+use crate::capture::allocation::AllocationError;
 use crate::config::{self, Config, InstanceName};
 use crate::{failpoint, sys};
 
 /// How often every worker must answer when no watchdog asks.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// How much longer the service manager is asked to wait while connections drain, and how often.
-const EXTEND_BY: Duration = Duration::from_secs(20);
+/// How much longer the service manager is asked to wait while connections drain (20 s), and how often.
+const EXTEND: NotifyState<'static> = NotifyState::ExtendTimeoutUsec(20_000_000);
 const EXTEND_EVERY: Duration = Duration::from_secs(5);
 /// What a drain takes beyond its own deadline, to abort connections and write their records.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
@@ -124,24 +125,19 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
     let mut fdstore = FdStore::new(&inherited, managed);
     let user = options.user.as_deref().map(find_user).transpose()?;
     let paths = Paths::current();
-    let (config, problem) = match config::load(&path) {
-        Ok(loaded) => (loaded.config, None),
-        // With sockets from the service manager we must stay: leaving would close them or loop, and refusing is safe.
-        Err(report) if !inherited.is_empty() => {
-            tracing::error!(reason = "config-invalid", error = %report, "refusing all connections");
-            (refuse_all(&path)?, Some(report.to_string()))
-        }
-        Err(report) => return Err(report.into()),
-    };
-    let slots = Allocations::load(&paths)?.get(&config.instance).cloned();
+    let must_stay = !inherited.is_empty();
     let passed: Vec<_> = inherited.tcp.drain(..).map(|p| (p.addr, p.listener)).collect();
-    let (bound, refusing) = match problem {
-        None => {
-            let assembled = listeners::assemble(&listeners::specs(&config, slots.as_ref())?, passed)?;
+    let spare = listeners::copies(&passed).map_err(start::inherited)?;
+    let spare = must_stay.then_some(spare);
+    let (config, bound, refusing, problem) = match prepare(&path, &paths, passed) {
+        Ok((config, assembled)) => {
             fdstore.hold(&assembled.bound);
-            (assembled.bound, (lent(assembled.unused, &fdstore), Why::Unused))
+            (config, assembled.bound, Refused::unused(assembled.unused, &fdstore), None)
         }
-        Some(_) => (Vec::new(), (passed, Why::NoConfig)),
+        Err(error) => {
+            let (refused, problem) = Refused::everything(spare.as_deref(), error)?;
+            (refuse_all(&path)?, Vec::new(), refused, Some(problem))
+        }
     };
     let uid = user.map_or_else(nix::unistd::geteuid, |(uid, _)| uid).as_raw();
     let prepared = api_sockets::prepare(&paths, &config, uid, &mut inherited)?;
@@ -156,34 +152,7 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
     let confinement = confine(&paths, &config);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io_error("start the runtime"))?;
-    runtime.block_on(live(Start { config, path, bound, refusing, sockets, problem, fdstore, confinement }))
-}
-
-/// Of the sockets that no endpoint asks for, those of the socket unit: they are not ours to end. The others end.
-fn lent(unused: Vec<(SocketAddr, TcpListener)>, fdstore: &FdStore) -> Vec<(SocketAddr, TcpListener)> {
-    let (lent, ended): (Vec<_>, Vec<_>) = unused.into_iter().partition(|(addr, _)| fdstore.units().contains(addr));
-    for (addr, listener) in &ended {
-        tracing::info!(%addr, "a stored listener that no endpoint asks for has ended");
-        listeners::shut(listener);
-    }
-    for (addr, _) in &lent {
-        tracing::warn!(
-            reason = "listener-unused", %addr, "a socket was passed that no endpoint asks for; it refuses connections"
-        );
-    }
-    lent
-}
-
-/// The configuration of an instance whose file has errors: nothing is served.
-fn refuse_all(path: &Path) -> Result<Config, config::Report> {
-    Ok(Config {
-        instance: config::instance_of(path)?,
-        source: path.to_owned(),
-        on_stop: config::OnStop::Closed,
-        drain_timeout: Duration::ZERO,
-        control_listen: None,
-        endpoints: Vec::new(),
-    })
+    runtime.block_on(live(Start { config, path, bound, refusing, spare, sockets, problem, fdstore, confinement }))
 }
 
 /// Dies with `tngd run`, also when that is killed: alone it would serve without guard.
@@ -204,6 +173,8 @@ pub(super) struct Life {
     pub(super) refusing: Mutex<Refusing>,
     pub(super) fdstore: Mutex<FdStore>,
     pub(super) confinement: Confinement,
+    /// Nothing is served for a reason that may pass by itself.
+    pub(super) may_pass: AtomicBool,
     /// The line that the service manager has.
     status: Mutex<String>,
 }
@@ -213,22 +184,33 @@ struct Start {
     config: Config,
     path: PathBuf,
     bound: Vec<BoundListener>,
-    refusing: (Vec<(SocketAddr, TcpListener)>, Why),
+    refusing: Refused,
+    /// Copies of the passed sockets; `None` when no service manager passed any.
+    spare: Option<Sockets>,
     sockets: ApiSockets,
-    problem: Option<String>,
+    problem: Option<Problem>,
     fdstore: FdStore,
     confinement: Confinement,
 }
 
 async fn live(start: Start) -> Result<(), ServeError> {
-    let Start { config, path, bound, refusing, sockets, problem, fdstore, confinement } = start;
+    let Start { config, path, bound, mut refusing, spare, sockets, mut problem, fdstore, confinement } = start;
     let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("SIGINT"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io_error("SIGHUP"))?;
     let control = ControlState::new(config.instance.as_str(), &path.display().to_string());
-    let plane = DataPlane::start(&config, bound)?;
+    let plane = match DataPlane::start(&config, bound) {
+        Ok(plane) => plane,
+        Err(error) => {
+            let (refused, why) = Refused::everything(spare.as_deref(), error.into())?;
+            (refusing, problem) = (refused, Some(why));
+            DataPlane::start(&refuse_all(&path)?, Vec::new())?
+        }
+    };
+    drop(spare);
     control.set_plane(plane.clone());
-    control.set_problems(problem.into_iter().collect());
+    let may_pass = AtomicBool::new(problem.as_ref().is_some_and(|p| p.may_pass));
+    control.set_problems(problem.into_iter().map(|p| p.text).collect());
     control.set_confinement(ConfinementView { landlock: confinement.landlock() });
     let stop = CancellationToken::new();
     tokio::spawn(serve_control(control.clone(), sockets.control, sockets.control_tcp, stop.clone()));
@@ -240,9 +222,10 @@ async fn live(start: Start) -> Result<(), ServeError> {
         plane,
         instance: config.instance.clone(),
         path,
-        refusing: Mutex::new(Refusing::start(refusing.0, refusing.1)),
+        refusing: Mutex::new(Refusing::start(refusing.sockets, refusing.why)),
         fdstore: Mutex::new(fdstore),
         confinement,
+        may_pass,
         status: Mutex::default(),
     };
     stall_point("serve.ready").await;
@@ -276,18 +259,19 @@ async fn live(start: Start) -> Result<(), ServeError> {
 /// Keeps the service manager from killing a drain: its own deadline knows nothing of `drain_timeout`. The process asks
 /// again and again rather than once for all, so that it is killed soon when it hangs.
 async fn extending<T>(longest: Duration, work: impl Future<Output = T>, watchdog: bool) -> T {
-    let end = tokio::time::Instant::now() + longest;
-    let mut tick = tokio::time::interval(EXTEND_EVERY);
+    let now = tokio::time::Instant::now();
+    let end = now + longest;
+    let mut tick = tokio::time::interval_at(now + EXTEND_EVERY, EXTEND_EVERY);
     let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {
-            done = &mut work => return done,
             _ = tick.tick(), if tokio::time::Instant::now() < end => {
-                notify(&[NotifyState::ExtendTimeoutUsec(EXTEND_BY.as_micros() as u32)]);
+                notify(&[EXTEND]);
                 if watchdog {
                     notify(&[NotifyState::Watchdog]);
                 }
             }
+            done = &mut work => return done,
         }
     }
 }
@@ -312,7 +296,7 @@ impl Life {
                 notes.push(NotifyState::Reloading);
                 notes.extend(NotifyState::monotonic_usec_now());
             }
-            State::Draining => notes.push(NotifyState::Stopping),
+            State::Draining => notes.extend([NotifyState::Stopping, EXTEND]),
             State::Starting | State::Stopped | State::Degraded => {}
         }
         notify(&notes);
@@ -333,6 +317,7 @@ impl Life {
             notify(&[NotifyState::Watchdog]);
         }
         self.control.set_worker_problem(problem);
+        self.serve_if_possible_now();
         // Evidence or a worker may have failed or come back since.
         let line = self.status_line();
         let mut told = self.status.lock().unwrap_or_else(PoisonError::into_inner);

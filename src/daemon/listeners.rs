@@ -172,6 +172,14 @@ pub fn listening(fd: OwnedFd) -> Option<(SocketAddr, TcpListener)> {
     Some((addr, socket.into()))
 }
 
+/// Copies of sockets, descriptors of the same listeners.
+///
+/// # Errors
+/// When descriptors are exhausted.
+pub fn copies(sockets: &[(SocketAddr, TcpListener)]) -> io::Result<Vec<(SocketAddr, TcpListener)>> {
+    sockets.iter().map(|(addr, socket)| Ok((*addr, socket.try_clone()?))).collect()
+}
+
 /// Ends listening on every copy of the socket, wherever it is: clients are refused rather than queued for nobody.
 /// Never on a socket of a socket unit: systemd takes that for a failure of the unit, and stops it with its rules.
 pub fn shut(listener: &TcpListener) {

@@ -22,6 +22,7 @@ mod paths;
 mod privileges;
 mod refusing;
 pub mod reload;
+mod start;
 mod stats;
 mod status;
 mod status_line;

@@ -1,4 +1,4 @@
-//! Sockets on which everything is refused: those of a data plane without a valid configuration, and those of a socket
+//! Sockets on which everything is refused: those of a data plane that cannot serve what its file says, and those of a socket
 //! unit that no endpoint asks for. They are kept for the configuration that will ask for them.
 
 use std::io;
@@ -7,25 +7,28 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::listeners::copies;
+
 /// Why everything is refused.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Why {
-    /// The configuration has errors.
-    NoConfig,
+    /// Nothing can be served, for this reason: the configuration has errors, for one.
+    NotServing(&'static str),
     /// No endpoint of it listens there.
     Unused,
 }
 
 impl Why {
-    fn reason(self) -> &'static str {
+    /// The reason that the log has.
+    pub(super) fn reason(self) -> &'static str {
         match self {
-            Why::NoConfig => "config-invalid",
+            Why::NotServing(reason) => reason,
             Why::Unused => "listener-unused",
         }
     }
 }
 
-/// Inherited sockets on which everything is refused, until a good configuration takes them over.
+/// Inherited sockets on which everything is refused, until a configuration that works takes them over.
 pub(super) struct Refusing {
     sockets: Vec<(SocketAddr, TcpListener)>,
     over: CancellationToken,
@@ -46,7 +49,7 @@ impl Refusing {
 
     /// Copies of the sockets, to be served instead.
     pub(super) fn duplicates(&self) -> io::Result<Vec<(SocketAddr, TcpListener)>> {
-        self.sockets.iter().map(|(addr, socket)| Ok((*addr, socket.try_clone()?))).collect()
+        copies(&self.sockets)
     }
 
     /// Other sockets take the place of all these, which are served now, or closed.

@@ -31,3 +31,63 @@ fn counts(endpoints: &[EndpointView]) -> Option<String> {
     let last = last.map(|r| format!(" (last: {})", r.reason)).unwrap_or_default();
     Some(format!("{open} open, {} tunnelled, {refused} refused{last}", total.saturating_sub(refused)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::{Counters, RefusalView, State};
+
+    fn endpoint(name: &str, total: u64, refused: u64, last: Option<(&str, u64)>) -> EndpointView {
+        let reason = |(reason, when): (&str, u64)| RefusalView {
+            reason: reason.into(),
+            when,
+            peer: String::new(),
+            detail: String::new(),
+        };
+        let counters = Counters {
+            connections_total: total,
+            connections_open: 1,
+            connections_refused: refused,
+            ..Counters::default()
+        };
+        EndpointView {
+            name: name.into(),
+            side: "ingress".into(),
+            mode: String::new(),
+            traffic: String::new(),
+            attest: None,
+            verify: None,
+            no_ra: false,
+            sample: false,
+            counters,
+            verdicts: Vec::new(),
+            last_refusal: last.map(reason),
+            attestation: serde_json::Value::Null,
+        }
+    }
+
+    fn line(state: State, problems: &[&str], endpoints: Vec<EndpointView>) -> String {
+        let mut report = crate::daemon::ControlState::new("x", "/x.toml").report();
+        report.state = state;
+        report.problems = problems.iter().map(|&p| p.to_owned()).collect();
+        report.endpoints = endpoints;
+        status_line(&report)
+    }
+
+    #[test]
+    fn it_says_what_is_served_what_is_wrong_and_what_was_refused_last() {
+        let two = vec![endpoint("a", 10, 2, Some(("older", 5))), endpoint("b", 5, 1, Some(("newer", 6)))];
+        assert_eq!(
+            line(State::Ready, &[], two),
+            "ready: ingress a, ingress b; 2 open, 12 tunnelled, 3 refused (last: newer)"
+        );
+        assert_eq!(line(State::Ready, &[], vec![endpoint("a", 0, 0, None)]), "ready: ingress a");
+        let file = "tngd: /etc/tng/x.toml:2:1: unknown field\n  hint: remove it";
+        assert_eq!(
+            line(State::Degraded, &[file, "more"], Vec::new()),
+            "degraded: tngd: /etc/tng/x.toml:2:1: unknown field"
+        );
+        let many = (0..20).map(|i| endpoint(&i.to_string(), 0, 0, None)).collect();
+        assert!(line(State::Ready, &[], many).ends_with("ingress 7, 12 more"));
+    }
+}

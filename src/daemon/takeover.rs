@@ -3,6 +3,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -75,6 +76,19 @@ impl Life {
             self.apply(&loaded.config, Vec::new(), None)
         });
         self.finish_reload(result);
+    }
+
+    /// What kept a start from serving may be over. Only then, and not after a refused reload: what is in force then is
+    /// what the operator left in force.
+    pub(super) fn serve_if_possible_now(&self) {
+        if !self.may_pass.load(Ordering::Relaxed) {
+            return;
+        }
+        let Ok(loaded) = config::load(&self.path) else { return };
+        match self.apply(&loaded.config, Vec::new(), None) {
+            Ok(()) => self.finish_reload(Ok(())),
+            Err(error) => self.control.set_problems(vec![error]),
+        }
     }
 
     /// One request, answered.
@@ -176,6 +190,7 @@ impl Life {
             Err(error) => tracing::error!(reason = "reload-failed", %error, "the old configuration goes on"),
         }
         if result.is_ok() {
+            self.may_pass.store(false, Ordering::Relaxed);
             self.control.set_problems(Vec::new());
         }
         self.control.set_reload_error(result.err());

@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 
 use super::lab::Lab;
 use super::manager::{config, serve};
-use super::netns::{Connect, Parts, traces, wait_for};
+use super::netns::{Connect, Family, Parts, traces, wait_for};
 use super::table::{Fate, Seen};
 
 fn tunnelled(seen: &[Seen]) -> bool {
@@ -95,4 +95,40 @@ fn with_a_wrong_file_inherited_sockets_refuse_until_a_reload_heals_it() {
     assert_eq!(out.status.code(), Some(0), "{}{}", out.stdout, out.stderr);
     tng.signal(Signal::SIGTERM);
     notes.wait("STOPPING=1");
+}
+
+#[test]
+fn the_status_counts_connections_and_names_the_last_refusal() {
+    let lab = Lab::new();
+    let host = &lab.world.client;
+    let parts = Parts::new(host, "in", &config());
+    parts.net_up();
+    let (tng, notes) = serve(host, &[("WATCHDOG_USEC", "400000")]);
+    notes.wait_status("ready: ingress in");
+    notes.wait_count("WATCHDOG=1", 3);
+    assert_eq!(notes.count("STATUS="), 1, "told again though nothing changed: {:?}", notes.all());
+    lab.server.close(lab.service[0]);
+    let refused = lab.exchange(Family::V4, &Connect::default());
+    assert!(refused.fate == Fate::Refused && refused.plaintext.is_none(), "{refused:?}");
+    notes.wait_status("; 0 open, 0 tunnelled, 1 refused (last: ");
+    let egress = lab.start_egress();
+    let flow = lab.flow(Family::V6);
+    notes.wait_status("; 1 open, 1 tunnelled, 1 refused (last: ");
+    lab.client.close(flow.conn);
+    lab.server.close(lab.service[1]);
+    notes.wait_status("; 0 open, 1 tunnelled, 1 refused (last: ");
+    assert_eq!(notes.count("EXTEND_TIMEOUT_USEC="), 0, "{:?}", notes.all());
+    drop(egress);
+
+    // Longer than TimeoutStopSec may be: asked for before it is over.
+    let (stalled, notes) = {
+        assert!(tng.stop().success());
+        notes.wait("EXTEND_TIMEOUT_USEC=20000000");
+        serve(host, &[("TNG_FAILPOINT", "serve.drain=stall")])
+    };
+    notes.wait("READY=1");
+    stalled.signal(Signal::SIGTERM);
+    notes.wait_count("EXTEND_TIMEOUT_USEC=", 2);
+    drop(stalled);
+    parts.net_down();
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::lab::{Lab, ask, ingress_mapping};
+use super::lab::{Lab, ask, fate_of, ingress_mapping};
 use super::manager::{LISTEN, Manager, SOON, config};
 use super::netns::{Connect, Fault, Parts, Tng, fresh_hex, traces, wait_for, wait_until};
 use super::table::Fate;
@@ -34,7 +34,7 @@ fn served(lab: &Lab, port: u16) -> bool {
 /// Refused at once, or accepted to be reset; not left in a queue.
 fn refused(lab: &Lab, port: u16) -> bool {
     match open(lab, port) {
-        Err(fault) => fault == Fault("ECONNREFUSED".into()),
+        Err(fault) => fate_of(&fault) == Fate::Refused,
         Ok(conn) => ask(&lab.client, conn, &fresh_hex()) == Fate::Refused,
     }
 }
@@ -190,4 +190,23 @@ fn a_removed_listener_refuses_though_the_manager_holds_a_copy_and_can_come_back(
     tng.signal(Signal::SIGTERM);
     notes.wait("STOPPING=1");
     notes.wait("EXTEND_TIMEOUT_USEC=");
+}
+
+#[test]
+fn what_cannot_be_served_refuses_on_the_units_sockets_until_it_can() {
+    let lab = Lab::new();
+    let _egress = lab.start_egress();
+    let host = &lab.world.client;
+    let manager = Manager::new(host, "map", &[UNIT], 0).with_api();
+    let _parts = Parts::new(host, "map", &with(&mapping(7000), "two", 7004));
+    let taken = host.inside(|| std::net::TcpListener::bind("127.0.0.1:7004").expect("bind"));
+    let (tng, notes) = manager.serve(&[], &[("WATCHDOG_USEC", "1000000")]);
+    notes.wait("READY=1");
+    notes.wait_status("degraded: endpoint two: cannot listen on 127.0.0.1:7004");
+    assert!(!tng.is_ready() && refused(&lab, 7000), "{}", tng.output());
+    drop(taken);
+    notes.wait_status("ready: ingress map, ingress two");
+    assert!(tng.is_ready() && served(&lab, 7000) && served(&lab, 7004), "{}", tng.output());
+    assert!(wait_until(SOON, || manager.stored() == ["listen-127.0.0.1,7004"]), "{:?}", manager.stored());
+    assert!(tng.stop().success());
 }
