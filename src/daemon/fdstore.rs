@@ -128,4 +128,21 @@ mod tests {
         }
         assert!(!is_name("tng"));
     }
+
+    #[test]
+    fn the_store_is_bounded_and_makes_room_before_it_takes_more() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let bound = |port: u16| BoundListener {
+            endpoint: crate::config::EndpointName::new("a").unwrap(),
+            local: SocketAddr::from(([192, 0, 2, 1], port)),
+            listener: socket.try_clone().unwrap(),
+        };
+        let mut store = FdStore::new(&Inherited::default(), true);
+        store.units.insert(bound(1).local);
+        store.hold(&(1..=MAX_STORED as u16 + 11).map(bound).collect::<Vec<_>>());
+        assert_eq!(store.stored.len(), MAX_STORED);
+        assert!(!store.stored.contains_key(&name_of(bound(1).local)), "the unit holds it anyway");
+        store.hold(&[bound(1), bound(2), bound(9000)]);
+        assert_eq!(store.stored.values().map(SocketAddr::port).collect::<Vec<_>>(), [2, 9000]);
+    }
 }
