@@ -66,7 +66,7 @@ repo: deb ## signed apt repository of the package into target/repo
 
 lintian: deb ## Debian's checks of the package; errors and warnings fail
 	@packaging/install-packages lintian
-	packaging/check-deb target/deb
+	packaging/check-deb
 
 clean: ## remove what was built
 	$(CARGO) clean
