@@ -147,6 +147,8 @@ fn reboot_client(pair: &Pair) {
 }
 
 /// What the early sender wrote down.
+// `refused` is for messages.
+#[allow(dead_code)]
 #[derive(Debug, Default, serde::Deserialize)]
 struct Early {
     tries: u64,

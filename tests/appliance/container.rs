@@ -161,7 +161,7 @@ impl Container {
         let leader = self.leader.get();
         let mut command = Command::new("timeout");
         command.args(["-k", "2", &seconds.to_string(), "nsenter", "-t", &leader.to_string()]);
-        command.args(["-m", "-u", "-i", "-n", "-p", "-C", &format!("--root=/proc/{leader}/root"), "--wd=/"]);
+        command.args(["-m", "-u", "-i", "-n", "-p", "-C", &format!("--root=/proc/{leader}/root"), "--wdns=/"]);
         command.args(["env", "-i"]).args(ENV).args(words);
         command
     }
