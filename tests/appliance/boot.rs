@@ -50,11 +50,16 @@ pub fn boots(pair: &Pair) {
         format!("{sent:?}")
     });
 
+    pair.point("shutdown of the client: someone sends until the end, and nothing leaves in plaintext", || {
+        // For the next boot; it runs on.
+        pair.client.sh("systemctl disable tng@ingress 2>&1");
+        pair.client.power_off();
+        pair.assert_unseen(&word);
+        String::new()
+    });
     pair.point(
         "the same boot with tng disabled: the early sender's plaintext is on the wire (positive control)",
         || {
-            pair.client.sh("systemctl disable tng@ingress 2>&1");
-            pair.wire.forget();
             reboot_client(pair);
             let seen = wait_until(Duration::from_secs(20), || pair.wire.saw(&word));
             assert!(seen, "the sniffer saw nothing: {:?}", early(pair, false));
@@ -138,10 +143,11 @@ fn server(pair: &Pair) {
     });
 }
 
-/// Orderly power off, boot of the same files.
+/// Orderly power off, boot of the same files; what the wire saw before the boot is forgotten.
 #[track_caller]
 fn reboot_client(pair: &Pair) {
     pair.client.power_off();
+    pair.wire.forget();
     pair.client.boot(&pair.wire);
     pair.client.wait_booted();
 }

@@ -196,6 +196,12 @@ impl Container {
         write_file(&self.root(), path, text);
     }
 
+    /// Copies a program of the test's host in.
+    pub fn install_program(&self, from: &Path, path: &str) {
+        let to = self.root().join(path.trim_start_matches('/'));
+        fs::copy(from, &to).unwrap_or_else(|e| panic!("{} to {}: {e}", from.display(), to.display()));
+    }
+
     /// Reads a file inside, while it runs.
     #[track_caller]
     pub fn read(&self, path: &str) -> String {

@@ -10,8 +10,10 @@ const EXPOSURE: u32 = 14;
 /// CAP_NET_RAW alone, as /proc/PID/status writes it.
 const NET_RAW: &str = "0000000000002000";
 /// Of [Service], what makes the unit tng's and not a sandbox.
-const NOT_SANDBOX: [&str; 16] = [
-    "Exec",
+const NOT_SANDBOX: [&str; 18] = [
+    "ExecStart",
+    "ExecReload=",
+    "ExecStop",
     "Type=",
     "NotifyAccess=",
     "Restart",

@@ -133,6 +133,9 @@ fn prepare() -> Result<([PathBuf; 2], PathBuf), String> {
     if !missing.is_empty() {
         return Err(format!("programs are missing: packaging/install-packages {}", missing.join(" ")));
     }
+    if !agent::program().exists() {
+        return Err(format!("no {}: cargo build --locked --example fake_aa", agent::program().display()));
+    }
     let tree = Path::new(env!("CARGO_MANIFEST_DIR"));
     let repository =
         std::env::var_os("TNG_E2E_REPOSITORY").map_or_else(|| tree.join("target/repository"), PathBuf::from);

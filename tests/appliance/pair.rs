@@ -56,6 +56,7 @@ impl Pair {
         };
         for (host, addrs) in [(&pair.client, CLIENT), (&pair.server, SERVER)] {
             host.prepare("/etc/systemd/network/50-host0.network", &network(addrs));
+            host.prepare("/etc/hostname", &format!("{}\n", host.name));
             host.prepare("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n");
         }
         pair.server.prepare("/etc/nginx/conf.d/service.conf", NGINX);

@@ -25,14 +25,18 @@ fn with_mappings(mappings: &[(&str, u16)]) -> String {
     text
 }
 
-/// Line 3 is no port.
-const BROKEN: &str =
-    "[[ingress]]\nname = \"trial\"\nnetfilter = { capture = [{ to = \"192.0.2.0/24\", port = 70000 }] }\n";
+/// The sample with a port that is none, and where that is.
+fn broken() -> (String, String) {
+    let text = INGRESS.replacen("port = 8080", "port = 70000", 1);
+    let line = 1 + text.lines().position(|line| line.contains("70000")).expect("the sample captures port 8080");
+    (text, format!("ingress.toml:{line}:"))
+}
 
 /// Reload, restart, and broken files.
 pub fn reloads(pair: &Pair) {
     let host = &pair.client;
     let serves = |port: u16, word: &str| curl(host, &format!("127.0.0.1:{port}"), word);
+    let (broken, place) = broken();
     if !pair.settle() {
         return;
     }
@@ -87,31 +91,31 @@ pub fn reloads(pair: &Pair) {
     });
     pair.point("reload of a broken file: fails, names the line, and nothing changes", || {
         let rules = host.sh("nft -s list ruleset");
-        host.write("/etc/tng/ingress.toml", BROKEN);
+        host.write("/etc/tng/ingress.toml", &broken);
         let out = host.try_sh("systemctl reload tng@ingress");
         assert!(!out.ok(), "systemctl reload accepted it");
         let status = host.try_sh("systemctl status --no-pager -n 20 tng@ingress").stdout;
-        assert!(status.contains("ingress.toml:3:"), "systemctl status does not name the line:\n{status}");
+        assert!(status.contains(&place), "systemctl status does not name the line:\n{status}");
         assert_eq!(host.sh("nft -s list ruleset"), rules, "the rules changed");
         pair.wait_served();
         serves(10002, &marker("after")).unwrap_or_else(|e| panic!("mapping: {e}"));
         let direct = host.try_sh("tngctl reload ingress");
         assert!(
-            !direct.ok() && format!("{}{}", direct.stdout, direct.stderr).contains("ingress.toml:3:"),
+            !direct.ok() && format!("{}{}", direct.stdout, direct.stderr).contains(&place),
             "tngctl reload: {direct:?}"
         );
-        status.lines().find(|l| l.contains("ingress.toml:3:")).unwrap_or_default().trim().to_owned()
+        status.lines().find(|l| l.contains(&place)).unwrap_or_default().trim().to_owned()
     });
     pair.point("restart with a broken file: active, degraded, refusing, the line in STATUS, no restart loop", || {
         host.sh("systemctl restart tng@ingress");
-        assert_broken(pair, "ingress.toml:3:")
+        assert_broken(pair, &place)
     });
     pair.point("a mended file and a reload heal it", || {
         host.write("/etc/tng/ingress.toml", INGRESS);
         host.sh("systemctl reload tng@ingress");
         pair.wait_served();
         let status = host.property("tng@ingress.service", "StatusText");
-        assert!(!status.contains("ingress.toml:3:"), "{status}");
+        assert!(!status.contains(&place), "{status}");
         assert!(host.holds("tngctl status ingress"), "status is not healthy");
         for port in [10002, 81] {
             serves(port, &marker("gone")).expect_err("a removed mapping serves");
