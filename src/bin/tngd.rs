@@ -112,6 +112,8 @@ enum NetCommand {
 
 #[derive(Subcommand)]
 enum UnitCommand {
+    /// ExecStartPost= of tng@.service
+    ServiceStarted { instance: String },
     /// ExecStopPost= of tng@.service
     ServiceStopped { instance: String },
     /// ExecStopPost= of tng@.socket
@@ -220,6 +222,9 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Unit { command } => {
             daemon::init_logging();
             match command {
+                UnitCommand::ServiceStarted { instance } => {
+                    units::hooks::service_started(&Paths::current(), &config::instance_path(&instance)?)?;
+                }
                 UnitCommand::ServiceStopped { instance } => {
                     units::hooks::service_stopped(&Paths::current(), &config::instance_path(&instance)?)?;
                 }

@@ -113,6 +113,11 @@ pub fn specs(config: &Config, slots: Option<&InstanceSlots>) -> Result<Vec<Liste
     Ok(out)
 }
 
+/// Whether the kernel has IPv6, as systemd itself asks: with `ipv6.disable=1` the file is not there.
+pub fn has_ipv6() -> bool {
+    std::path::Path::new("/proc/net/if_inet6").exists()
+}
+
 /// Binds one. `Ok(None)`: a captured endpoint's IPv6 listener on a host without IPv6.
 pub fn bind(spec: &ListenerSpec) -> Result<Option<BoundListener>, ListenerError> {
     match try_bind(spec) {

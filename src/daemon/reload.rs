@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::Paths;
 use super::handoff::{self, Answer, Request};
 use super::listeners::{self, ListenerError};
-use crate::capture::allocation::{AllocationError, InstanceSlots, Locked, port_is_free};
+use crate::capture::allocation::{AllocationError, Allocations, InstanceSlots, Locked, port_is_free};
 use crate::capture::apply::{self, ApplyError};
 use crate::capture::guard::{self, GuardError};
 use crate::capture::plan::RulesPlan;
@@ -114,6 +114,22 @@ pub fn reload(paths: &Paths, path: &Path) -> Result<Reloaded, ReloadError> {
     undo.on_error(call(paths, &config, &request, &fresh).map(drop))?;
     keep(paths, &config.instance, &request.text, &mut done);
     Ok(done)
+}
+
+/// Listeners that the file asks for, and that a data plane which just started could not bind: root binds them now.
+/// Says whether there were any.
+pub fn complete(paths: &Paths, path: &Path) -> Result<bool, ReloadError> {
+    let text = std::fs::read_to_string(path).map_err(|e| ReloadError::File(path.to_owned(), e))?;
+    let config = config::parse(config::instance_of(path)?, path, &text)?.config;
+    let slots = Allocations::load(paths)?.get(&config.instance).cloned();
+    let request = Request { apply: false, source: path.to_owned(), text, slots };
+    let missing = call(paths, &config, &request, &[])?.missing;
+    // A host without IPv6 never has those of a capture.
+    if missing.iter().all(|addr| addr.is_ipv6() && !listeners::has_ipv6()) {
+        return Ok(false);
+    }
+    tracing::info!(?missing, "listeners that the data plane may not open are opened for it");
+    reload(paths, path).map(|_| true)
 }
 
 /// The next start of the socket unit, and a boot with a broken file, go by what is in force now.

@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
-use super::prepare::{has_ipv6, listen_drop_in, problem_drop_in};
+use super::prepare::{listen_drop_in, problem_drop_in};
 use super::{drop_in, in_force, manager};
 use crate::capture::allocation::{Allocations, port_is_free};
 use crate::config::{self, Config, InstanceName};
@@ -33,7 +33,8 @@ pub fn run(dir: &Path) {
         say(&e.to_string());
         Allocations::default()
     });
-    let mut generator = Generator { dir, paths, allocations, early_guards: target_is_enabled(), ipv6: has_ipv6() };
+    let mut generator =
+        Generator { dir, paths, allocations, early_guards: target_is_enabled(), ipv6: listeners::has_ipv6() };
     for file in &files {
         generator.complain(file, |g| g.instance(file));
     }

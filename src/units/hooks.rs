@@ -11,10 +11,20 @@ use sd_notify::NotifyState;
 use super::{UnitError, in_force, manager};
 use crate::capture::allocation::Allocations;
 use crate::config::{self, OnStop};
-use crate::daemon::{Paths, fdstore, listeners};
+use crate::daemon::{Paths, fdstore, listeners, reload};
 
 /// How long the manager may take to read a notice.
 const BARRIER_MS: u16 = 5000;
+
+/// `ExecStartPost=` of the service: a restart took a file with a listener that the socket unit does not have open and
+/// the data plane may not open, such as a port below 1024.
+pub fn service_started(paths: &Paths, file: &Path) -> Result<(), UnitError> {
+    // With errors in the file the data plane has said what is wrong, and there is nothing to open.
+    if config::load(file).is_ok() {
+        reload::complete(paths, file)?;
+    }
+    Ok(())
+}
 
 /// `ExecStopPost=` of the service: with `systemctl stop` the sockets go too, and by them the rules. After a crash, a
 /// restart or an upgrade they stay.

@@ -24,6 +24,7 @@ use crate::capture::apply::ApplyError;
 use crate::capture::guard::GuardError;
 use crate::config;
 use crate::daemon::listeners::ListenerError;
+use crate::daemon::reload::ReloadError;
 
 /// Why a step of a unit failed.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,9 @@ pub enum UnitError {
     /// Listeners.
     #[error(transparent)]
     Listener(#[from] ListenerError),
+    /// The data plane did not take what it was missing.
+    #[error(transparent)]
+    Reload(#[from] ReloadError),
     /// A file that root keeps.
     #[error("{path}: {source}")]
     File {
@@ -78,6 +82,7 @@ impl UnitError {
             UnitError::Apply(e) => e.reason(),
             UnitError::Guard(e) => e.reason(),
             UnitError::Listener(e) => e.reason(),
+            UnitError::Reload(e) => e.reason(),
             UnitError::File { .. } => "state-unusable",
             UnitError::Manager { .. } => "systemctl-failed",
             UnitError::Stale(_) => "drop-in-stale",

@@ -39,7 +39,7 @@ pub fn warn_of_problem(in_force: &InForce) {
 }
 
 fn settle(config: &Config, slots: &InstanceSlots, refused: bool) -> Result<(), UnitError> {
-    let wanted = drop_in::listen(&listeners::specs(config, Some(slots))?, has_ipv6());
+    let wanted = drop_in::listen(&listeners::specs(config, Some(slots))?, listeners::has_ipv6());
     let file = listen_drop_in(Path::new(GENERATED), &config.instance);
     let told = problem_drop_in(Path::new(GENERATED), &config.instance);
     // A unit must not go on saying what was wrong with the file once it is mended.
@@ -69,9 +69,4 @@ pub fn forget_problem(instance: &InstanceName) -> Result<(), UnitError> {
         manager::systemctl(&["daemon-reload"])?;
     }
     Ok(())
-}
-
-/// As systemd itself asks: with IPv6 off by `ipv6.disable=1` the file is not there.
-pub(super) fn has_ipv6() -> bool {
-    Path::new("/proc/net/if_inet6").exists()
 }
