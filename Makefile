@@ -8,7 +8,7 @@ CARGO ?= cargo
 BUILD_PACKAGES := gcc libc6-dev make cmake
 TEST_PACKAGES  := $(BUILD_PACKAGES) nftables iproute2 util-linux procps conntrack curl nginx-light redis-server redis-tools tcpdump python3 python3-prometheus-client man-db
 # What `make deb`, `make repo` and `make lintian` run.
-DEB_PACKAGES   := $(BUILD_PACKAGES) debhelper dpkg-dev fakeroot util-linux
+DEB_PACKAGES   := $(BUILD_PACKAGES) debhelper dpkg-dev git util-linux
 REPO_PACKAGES  := apt-utils gnupg
 BENCH_PACKAGES := $(BUILD_PACKAGES) stunnel4 haproxy nginx-light libnginx-mod-stream
 
