@@ -195,7 +195,16 @@ const FAULTS: &[Fault] = &[
     (Check::User, Severity::Error, |h| h.user = None, "no user tng", "systemd-sysusers"),
     (Check::ConfigValid, Severity::Error, |h| h.config("[[ingress]]\nport = 1\n"), "in.toml:", "tngctl check in"),
     (Check::ConfigAccess, Severity::Error, |h| h.mode(0o600), "cannot read", "chmod 0640"),
-    (Check::ConfigAccess, Severity::Warning, |h| h.mode(0o644), "everybody may read", "chmod 0640"),
+    (
+        Check::ConfigAccess,
+        Severity::Warning,
+        |h| {
+            h.mode(0o644);
+            h.dir_mode(0o755);
+        },
+        "everybody may read",
+        "chmod 0640",
+    ),
     (Check::ConfigAccess, Severity::Warning, |h| h.mode(0o660), "others than root may write", "chmod 0640"),
     (
         Check::ConfigApplied,

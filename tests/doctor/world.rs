@@ -138,6 +138,11 @@ impl FakeHost {
         std::fs::set_permissions(file, std::fs::Permissions::from_mode(mode)).expect("mode");
     }
 
+    /// Who may go through the directory may read what is readable in it.
+    pub fn dir_mode(&self, mode: u32) {
+        std::fs::set_permissions(self.config_dir(), std::fs::Permissions::from_mode(mode)).expect("mode");
+    }
+
     /// What a command that begins so answers. The longest beginning counts.
     pub fn answer(&mut self, beginning: &str, ran: Ran) {
         self.answers.insert(beginning.to_owned(), ran);

@@ -165,7 +165,7 @@ fn access(instance: &Instance, user: Option<(u32, u32)>) -> Option<Finding> {
         Finding::warning(check, format!("{what}: others than root may write it"))
             .why("whoever writes it decides what is protected and whom to trust")
             .fix(fix)
-    } else if mode & 0o004 != 0 {
+    } else if mode & 0o004 != 0 && std::fs::metadata(parent(&instance.file)).is_ok_and(|dir| dir.mode() & 0o001 != 0) {
         Finding::warning(check, format!("{what}: everybody may read it"))
             .why("as_headers may hold the credentials of the attestation service")
             .fix(fix)
