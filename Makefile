@@ -1,7 +1,7 @@
 # One target a task. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: list-test-packages help build lint test demo bench completions vendor deb repo lintian clean
+.PHONY: list-test-packages help build lint test demo bench completions vendor deb repo lintian e2e clean
 
 CARGO ?= cargo
 # What building needs beside Rust, what the tests and the demonstration run, and what the benchmark compares tng with.
@@ -10,6 +10,7 @@ TEST_PACKAGES  := $(BUILD_PACKAGES) nftables iproute2 util-linux procps conntrac
 # What `make deb`, `make repo` and `make lintian` run.
 DEB_PACKAGES   := $(BUILD_PACKAGES) debhelper dpkg-dev git util-linux
 REPO_PACKAGES  := apt-utils gnupg
+E2E_PACKAGES   := $(DEB_PACKAGES) $(REPO_PACKAGES) lintian systemd-container mmdebstrap iproute2
 BENCH_PACKAGES := $(BUILD_PACKAGES) stunnel4 haproxy nginx-light libnginx-mod-stream
 
 help: ## list the targets
@@ -28,10 +29,11 @@ lint: ## rustfmt, clippy without warnings, manual pages without warnings
 		[ -z "$$warnings" ] || { echo "$$page: $$warnings"; exit 1; }; \
 	done
 
-test: ## all tests; needs root for the network namespaces
+test: ## all tests; needs root for network namespaces and containers
 	@packaging/install-packages $(TEST_PACKAGES)
 	@[ "$$(id -u)" = 0 ] || { echo "make test: needs root for network namespaces: sudo make test" >&2; exit 1; }
 	packaging/count-tests $(CARGO) test --locked --no-fail-fast --features failpoints
+	$(MAKE) e2e
 
 list-test-packages:
 	@echo $(TEST_PACKAGES)
@@ -67,6 +69,15 @@ repo: deb ## signed apt repository of the package into target/repo
 lintian: deb ## Debian's checks of the package; errors and warnings fail
 	@packaging/install-packages lintian
 	packaging/check-deb
+
+e2e: ## the package on booted Debian 12 and 13: apt, systemctl, faults, upgrade, purge
+	@packaging/install-packages $(E2E_PACKAGES)
+	@[ "$$(id -u)" = 0 ] || { echo "make e2e: boots containers, which needs root: sudo make e2e" >&2; exit 1; }
+	TNG_DEB_BUILD=binary packaging/make-deb target/deb
+	packaging/check-deb target/deb/tng_*.deb
+	packaging/appliance-repository target/deb/tng_*.deb target/repository
+	$(CARGO) build --locked --features failpoints --example fake_aa
+	packaging/count-tests $(CARGO) test --locked --features failpoints --test appliance
 
 clean: ## remove what was built
 	$(CARGO) clean
