@@ -107,6 +107,9 @@ enum NetCommand {
         /// Instance name (/etc/tng/NAME.toml) or file
         #[arg(value_name = "NAME|FILE")]
         instance: String,
+        /// Leave them when the system shuts down: captured traffic is refused until it is off
+        #[arg(long)]
+        unless_shutdown: bool,
     },
 }
 
@@ -212,11 +215,12 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
             units::net_up(&Paths::current(), &path, last_good, owner_uid(owner.as_deref())?)?;
             Ok(0)
         }
-        Command::Net { command: NetCommand::Down { instance } } => {
+        Command::Net { command: NetCommand::Down { instance, unless_shutdown } } => {
             administrator()?;
-            // By name alone: what is up must come down also when the file is broken or gone.
-            let name = config::instance_of(&config::instance_path(&instance)?)?;
-            apply::down(&Paths::current(), &name)?;
+            if unless_shutdown {
+                daemon::init_logging();
+            }
+            units::net_down(&Paths::current(), &config::instance_path(&instance)?, unless_shutdown)?;
             Ok(0)
         }
         Command::Unit { command } => {

@@ -57,6 +57,13 @@ fn version_in(text: &str) -> Option<u32> {
     number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
+/// Whether the system shuts down (`SystemState` of org.freedesktop.systemd1(5)).
+pub(super) fn is_shutting_down() -> bool {
+    // It exits with 1 for every state but "running", and says which all the same.
+    let asked = Command::new("systemctl").arg("is-system-running").stdin(Stdio::null()).output();
+    asked.is_ok_and(|answer| answer.stdout.starts_with(b"stopping"))
+}
+
 /// The type of the job that a unit has now: `stop`, `restart`, `start`, or none.
 pub(super) fn pending_job(unit: &str) -> Result<Option<String>, UnitError> {
     // list-jobs takes patterns and prints "JOB UNIT TYPE STATE".

@@ -10,11 +10,11 @@ pub mod generator;
 pub mod hooks;
 pub mod in_force;
 mod manager;
-mod net_up;
+mod net;
 pub mod prepare;
 
 pub use in_force::InForce;
-pub use net_up::net_up;
+pub use net::{net_down, net_up};
 pub use prepare::prepare;
 
 use std::io;
