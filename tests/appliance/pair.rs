@@ -170,7 +170,7 @@ pub fn evidence(host: &Container) -> String {
     let out = host.try_sh(
         "set +e
         systemctl --no-pager --full -n 0 status 'tng*' 2>&1 | head -60
-        echo '--- journalctl'; journalctl --no-pager -q -o short-monotonic -b -u 'tng*' 2>&1 | grep -vE ' closed [(]|: refused$' | tail -40
+        echo '--- journalctl'; journalctl --no-pager -q -o short-monotonic -b -u 'tng*' 2>&1 | grep -vE ' B up, |: refused$' | tail -40
         echo '--- tngctl status'; tngctl status 2>&1 | head -30
         echo '--- nft list tables, ip rule'; nft list tables; ip rule; ip -6 rule
         echo '--- ss -ltn'; ss -ltn
