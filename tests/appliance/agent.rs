@@ -10,9 +10,13 @@ const PROXY: &str = "/run/tng/aa.sock";
 /// A unit as the agent's own: root, and a socket that only root may connect to.
 const AGENT: &str = "[Service]
 UMask=0022
+Environment=TNG_TEST_FIXTURES=/run/fixtures
 ExecStartPre=/usr/bin/mkdir -p /run/confidential-containers/attestation-agent
 ExecStart=/usr/local/bin/fake_aa /run/confidential-containers/attestation-agent/attestation-agent.sock
 ";
+
+/// What the agent answers, as it was recorded.
+const RECORDED: &str = include_str!("../fixtures/coco/aa-ttrpc-wire.txt");
 
 /// The test suite's agent, which answers byte for byte as CoCo's does; `cargo build --example fake_aa` makes it.
 pub fn program() -> std::path::PathBuf {
@@ -35,6 +39,7 @@ pub fn reachable(pair: &Pair) {
         "the agent's socket is root's: user tng is refused, and tngctl doctor says so and how to mend it",
         || {
             host.install_program(&program(), "/usr/local/bin/fake_aa");
+            host.write("/run/fixtures/aa-ttrpc-wire.txt", RECORDED);
             host.write("/run/systemd/system/attestation-agent.service", AGENT);
             host.sh("systemctl daemon-reload; systemctl start attestation-agent");
             wait_for("the agent's socket", HEAL, || host.holds(&format!("test -S {SOCKET}")));
@@ -65,7 +70,7 @@ pub fn reachable(pair: &Pair) {
         assert!(status.contains(PROXY), "{status}");
         status.lines().find(|line| line.contains(PROXY)).unwrap_or_default().trim().to_owned()
     });
-    host.try_sh("systemctl disable --now tng-aa-proxy.socket tng-aa-proxy.service; systemctl stop attestation-agent; rm -rf /usr/local/bin/fake_aa /run/systemd/system/attestation-agent.service /run/confidential-containers; systemctl daemon-reload");
+    host.try_sh("systemctl disable --now tng-aa-proxy.socket tng-aa-proxy.service; systemctl stop attestation-agent; rm -rf /usr/local/bin/fake_aa /run/fixtures /run/systemd/system/attestation-agent.service /run/confidential-containers; systemctl daemon-reload");
     host.write("/etc/tng/egress.toml", EGRESS);
     host.try_sh("systemctl restart tng@egress");
 }

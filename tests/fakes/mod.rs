@@ -7,9 +7,10 @@ pub mod as_rest;
 
 use std::path::PathBuf;
 
-/// A recorded sample.
+/// A recorded sample: of this tree, or of `TNG_TEST_FIXTURES` where a fake runs away from it.
 pub fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/coco").join(name)
+    let elsewhere = std::env::var_os("TNG_TEST_FIXTURES").map(PathBuf::from);
+    elsewhere.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/coco")).join(name)
 }
 
 /// Its text.
