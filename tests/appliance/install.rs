@@ -61,8 +61,7 @@ pub fn apt_install(pair: &Pair) {
         pair.point(
             &format!("{}: apt install tng from the signed local repository, without a network", host.name),
             || {
-                use_repository(host, "current");
-                host.sh("DEBIAN_FRONTEND=noninteractive apt-get install -q -y tng");
+                super::readme::install(host);
                 host.sh("dpkg-query -W -f '${Version}' tng")
             },
         );

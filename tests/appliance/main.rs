@@ -22,6 +22,7 @@ mod failures;
 mod hardening;
 mod install;
 mod pair;
+mod readme;
 mod reload;
 mod report;
 mod stop;
@@ -83,6 +84,8 @@ fn main() -> ExitCode {
     if failed.is_empty() && shown > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+type Scenario = fn(&Pair);
+
 /// Everything in the order in which a system lives: bare, installed, run, broken, rebooted, upgraded, purged.
 fn scenarios(pair: &Pair) {
     let booted = pair.point("both systems boot", || {
@@ -95,8 +98,9 @@ fn scenarios(pair: &Pair) {
     let before = [install::inventory(&pair.client), install::inventory(&pair.server)];
     install::plaintext_is_visible_without_tng(pair);
     install::apt_install(pair);
+    readme::follow(pair);
     tunnel::first_steps(pair);
-    let all: [(&str, fn(&Pair)); 8] = [
+    let all: [(&str, Scenario); 8] = [
         ("journal", tunnel::journal_has_fields),
         ("hardening", hardening::confined),
         ("failures", failures::fail_closed),
