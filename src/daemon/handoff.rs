@@ -21,6 +21,9 @@ pub const MAX_LISTENERS: usize = 253;
 const MAX_REQUEST: u32 = 4 << 20;
 const MAX_ANSWER: u64 = 1 << 20;
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Saying whether it could costs the data plane nothing. A dead one whose socket systemd holds does not refuse the
+/// connection; it just never answers.
+const ASK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What root asks of the data plane.
 #[derive(Debug, Serialize, Deserialize)]
@@ -50,8 +53,9 @@ pub fn call(socket: &Path, request: &Request, listeners: &[TcpListener]) -> io::
         return Err(io::Error::other(format!("more than {MAX_LISTENERS} new listeners at once; restart instead")));
     }
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(DEADLINE))?;
-    stream.set_write_timeout(Some(DEADLINE))?;
+    let deadline = if request.apply { DEADLINE } else { ASK_DEADLINE };
+    stream.set_read_timeout(Some(deadline))?;
+    stream.set_write_timeout(Some(deadline))?;
     let payload = serde_json::to_vec(request)?;
     let length = u32::try_from(payload.len()).ok().filter(|l| *l <= MAX_REQUEST);
     let length = length.ok_or_else(|| io::Error::other("the configuration is too long"))?.to_be_bytes();

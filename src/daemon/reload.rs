@@ -116,20 +116,16 @@ pub fn reload(paths: &Paths, path: &Path) -> Result<Reloaded, ReloadError> {
     Ok(done)
 }
 
-/// Listeners that the file asks for, and that a data plane which just started could not bind: root binds them now.
-/// Says whether there were any.
-pub fn complete(paths: &Paths, path: &Path) -> Result<bool, ReloadError> {
+/// Listeners that the file asks for, and that the data plane does not have: it may not open them.
+pub fn missing(paths: &Paths, path: &Path) -> Result<Vec<SocketAddr>, ReloadError> {
     let text = std::fs::read_to_string(path).map_err(|e| ReloadError::File(path.to_owned(), e))?;
     let config = config::parse(config::instance_of(path)?, path, &text)?.config;
     let slots = Allocations::load(paths)?.get(&config.instance).cloned();
     let request = Request { apply: false, source: path.to_owned(), text, slots };
-    let missing = call(paths, &config, &request, &[])?.missing;
+    let mut missing = call(paths, &config, &request, &[])?.missing;
     // A host without IPv6 never has those of a capture.
-    if missing.iter().all(|addr| addr.is_ipv6() && !listeners::has_ipv6()) {
-        return Ok(false);
-    }
-    tracing::info!(?missing, "listeners that the data plane may not open are opened for it");
-    reload(paths, path).map(|_| true)
+    missing.retain(|addr| addr.is_ipv4() || listeners::has_ipv6());
+    Ok(missing)
 }
 
 /// The next start of the socket unit, and a boot with a broken file, go by what is in force now.

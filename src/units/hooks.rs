@@ -1,17 +1,19 @@
-//! The steps of a stop. systemd has no relation that stops the socket when the service is stopped and leaves it alone
+//! The steps after a start and of a stop. systemd has no relation that stops the socket when the service is stopped and leaves it alone
 //! when the service is restarted (`PartOf=` restarts both, and with it go rules and queued connections), so the service
 //! looks at what was asked of it.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
 
 use super::{UnitError, in_force, manager};
 use crate::capture::allocation::Allocations;
 use crate::config::{self, OnStop};
 use crate::daemon::{Paths, fdstore, listeners, reload};
+use crate::sys;
 
 /// How long the manager may take to read a notice.
 const BARRIER_MS: u16 = 5000;
@@ -20,10 +22,32 @@ const BARRIER_MS: u16 = 5000;
 /// the data plane may not open, such as a port below 1024.
 pub fn service_started(paths: &Paths, file: &Path) -> Result<(), UnitError> {
     // With errors in the file the data plane has said what is wrong, and there is nothing to open.
-    if config::load(file).is_ok() {
-        reload::complete(paths, file)?;
+    if config::load(file).is_err() {
+        return Ok(());
+    }
+    let asking = Arc::new(Mutex::new(true));
+    end_with_main_process(asking.clone());
+    let missing = reload::missing(paths, file)?;
+    *asking.lock().unwrap_or_else(PoisonError::into_inner) = false;
+    if !missing.is_empty() {
+        tracing::info!(?missing, "listeners that the data plane may not open are opened for it");
+        reload::reload(paths, file)?;
     }
     Ok(())
+}
+
+/// When the data plane dies, systemd restarts it only after this step, and this step would wait for an answer: the
+/// dead one's socket is systemd's, and takes the question. So it ends as well, unless it has begun to change anything.
+fn end_with_main_process(asking: Arc<Mutex<bool>>) {
+    let pid = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok());
+    let Some(process) = pid.and_then(|pid| sys::pidfd_open(pid).ok()) else { return };
+    std::thread::spawn(move || {
+        let ended = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
+        let asking = asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if ended.is_ok() && *asking {
+            std::process::exit(1);
+        }
+    });
 }
 
 /// `ExecStopPost=` of the service: with `systemctl stop` the sockets go too, and by them the rules. After a crash, a

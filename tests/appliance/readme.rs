@@ -36,7 +36,7 @@ fn put_tree(host: &Container) {
 pub fn install(host: &Container) {
     put_tree(host);
     host.sh(&format!("export DEBIAN_FRONTEND=noninteractive\n{}", commands(BOTH)));
-    host.sh(&format!("rm -r {TREE}/target/repo"));
+    host.sh(&format!("rm -r {TREE}/target"));
 }
 
 /// The chapter's commands on both sides. Afterwards all is as before: the scenarios take the steps one by one.
@@ -48,6 +48,9 @@ pub fn follow(pair: &Pair) {
             let said = pair.client.sh(&commands(CLIENT));
             assert!(said.contains("uri=/through-the-tunnel"), "{said}");
             assert!(!pair.wire.saw("through-the-tunnel"), "PLAINTEXT: the README's request was on the wire");
+            for host in [&pair.server, &pair.client] {
+                host.sh(&format!("rmdir {TREE}"));
+            }
             for (host, name) in [(&pair.server, "egress"), (&pair.client, "ingress")] {
                 host.sh(&format!(
                     "systemctl disable -q tng@{name}; systemctl stop tng@{name}.socket; rm /etc/tng/{name}.toml"
