@@ -14,6 +14,8 @@ use super::wire::Wire;
 
 /// How long a crash loop goes on.
 const CRASH_LOOP: Duration = Duration::from_secs(5);
+/// Within this, a crashed data plane serves again: RestartSec, its start, a busy machine. Far below any timeout of a unit.
+const SOON: Duration = Duration::from_secs(8);
 /// Within this, the guard puts back what a stranger removed; with room for a busy machine.
 const PUT_BACK: Duration = Duration::from_secs(5);
 
@@ -23,6 +25,9 @@ pub fn fail_closed(pair: &Pair) {
         let case = Case { pair, host, name };
         if pair.settle() {
             case.killed_data_plane();
+        }
+        if pair.settle() {
+            case.killed_while_starting();
         }
         if pair.settle() {
             case.crash_loop();
@@ -108,6 +113,40 @@ impl Case<'_> {
                 assert!(lost <= 2 * Load::PATIENT.workers, "{sums}");
                 assert!(!sums.sums.keys().any(|k| k.starts_with("connect-")), "refused while it was down: {sums}");
                 format!("served {:.1} s after the kill; in flight: {sums}", waited.as_secs_f32())
+            },
+        );
+    }
+
+    fn killed_while_starting(&self) {
+        self.pair.point(
+            &format!(
+                "{}: kill -9 as soon as it says that it is ready: served soon after, as after any other kill",
+                self.name
+            ),
+            || {
+                let mut took = Duration::ZERO;
+                self.under_fire(&Load::STEADY, || {
+                    for _ in 0..3 {
+                        let old = self.host.main_pid(&self.unit());
+                        kill_9(self.data_plane());
+                        // STATUS is set with READY, before the unit's last step of a start.
+                        wait_for("the next process says that it is ready", HEAL, || {
+                            let shown =
+                                self.host.sh(&format!("systemctl show -p MainPID -p StatusText {}", self.unit()));
+                            let text =
+                                |name: &str| shown.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+                            let new: Option<i32> = text("MainPID=").parse().ok().filter(|pid| *pid > 0);
+                            new.is_some() && new != old && text("StatusText=").starts_with("ready")
+                        });
+                    }
+                    kill_9(self.data_plane());
+                    let start = Instant::now();
+                    self.pair.wait_served();
+                    took = start.elapsed();
+                });
+                assert!(took < SOON, "served only {:.1} s after the last kill", took.as_secs_f32());
+                self.assert_held();
+                format!("served {:.1} s after the last kill", took.as_secs_f32())
             },
         );
     }

@@ -74,6 +74,17 @@ pub fn confined(pair: &Pair) {
             }
             format!("{} attempts denied", denied.len())
         });
+        pair.point(&format!("{name}: Landlock is in force where the kernel has it"), || {
+            let kernel = std::fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+            let status: Value = serde_json::from_str(&host.sh(&format!("tngctl status --json {name}"))).expect("JSON");
+            let said = status[0]["confinement"]["landlock"].as_str().expect("confinement.landlock").to_owned();
+            assert_eq!(
+                said.starts_with("abi "),
+                kernel.split(',').any(|lsm| lsm == "landlock"),
+                "{said}; kernel: {kernel}"
+            );
+            said
+        });
     }
 }
 
