@@ -69,7 +69,7 @@ async fn refuse(listener: tokio::net::TcpListener, over: CancellationToken, why:
         };
         match accepted {
             Ok((stream, peer)) => {
-                tracing::warn!(target: "tng::access", reason = why.reason(), src = %peer, "refused");
+                tracing::warn!(target: "tng::access", reason = why.reason(), src = %peer, "refused {peer}: {}", why.reason());
                 let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
