@@ -1,5 +1,8 @@
 //! Why there is no evidence, and why evidence was refused.
 
+use super::builtin::tpm::TpmRefusal;
+use super::host::HostError;
+
 /// Why this side could not get evidence about itself.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum AttestError {
@@ -23,6 +26,9 @@ pub enum AttestError {
     /// The agent's answer is not what the protocol allows.
     #[error("attestation agent sent garbage: {0}")]
     AaGarbage(&'static str),
+    /// The host's own evidence could not be made.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// Key or certificate could not be made.
     #[error("certificate could not be made: {0}")]
     Certificate(String),
@@ -40,6 +46,7 @@ impl AttestError {
             Self::AaError { .. } => "aa-error",
             Self::AaNoTeeType => "aa-no-tee-type",
             Self::AaGarbage(_) => "aa-garbage",
+            Self::Host(e) => e.reason(),
             Self::Certificate(_) => "certificate-failed",
             Self::Pending => "evidence-pending",
         }
@@ -55,6 +62,12 @@ pub enum VerifyError {
     /// The sample verifier knows only the sample TEE.
     #[error("the sample verifier cannot appraise TEE `{0}`")]
     TeeUnsupported(String),
+    /// The built-in verifier does not know the TEE.
+    #[error("the built-in verifier cannot appraise TEE `{0}`")]
+    BuiltinUnsupported(String),
+    /// A TPM's quote was refused.
+    #[error(transparent)]
+    Tpm(#[from] TpmRefusal),
     /// The evidence's report data is not the digest of the runtime data.
     #[error("the evidence is bound to other runtime data")]
     ReportData,
@@ -137,6 +150,8 @@ impl VerifyError {
             self,
             Self::SampleTeeRefused(_)
                 | Self::TeeUnsupported(_)
+                | Self::BuiltinUnsupported(_)
+                | Self::Tpm(_)
                 | Self::ReportData
                 | Self::Malformed(_)
                 | Self::AsRejected(_)
@@ -152,6 +167,8 @@ impl VerifyError {
         match self {
             Self::SampleTeeRefused(_) => "sample-tee-refused",
             Self::TeeUnsupported(_) => "sample-tee-unsupported",
+            Self::BuiltinUnsupported(_) => "builtin-tee-unsupported",
+            Self::Tpm(e) => e.reason(),
             Self::ReportData => "evidence-report-data",
             Self::Malformed(_) => "evidence-malformed",
             Self::AsUnreachable(_) => "as-unreachable",

@@ -4,13 +4,16 @@ mod aa;
 mod anchors;
 mod as_rest;
 mod binding;
+pub mod builtin;
 mod cache;
 mod clock;
 mod connector;
 mod error;
 mod evidence;
+pub mod host;
 mod sample;
 mod token;
+pub mod tpm;
 mod ttrpc;
 pub mod x509;
 
@@ -35,7 +38,7 @@ pub struct Verdict {
     pub tee: String,
     /// Policies the appraisal was made under.
     pub policy_ids: Vec<String>,
-    /// Who appraised: `as` or `sample`.
+    /// Who appraised: `as`, `builtin` or `sample`.
     pub verifier: String,
     /// What the trust in the appraisal rests on, in words (`CN=... (file)`, `JWKS of ...`, `none`).
     pub trust_anchor: String,

@@ -4,8 +4,10 @@
 //! [`load`] reads a file; on a mistake the [`Report`] holds every [`Diagnostic`] at once.
 
 mod check;
+mod check_host;
 mod check_netfilter;
 mod check_ra;
+mod check_reference;
 mod conflicts;
 mod diagnostics;
 mod load;

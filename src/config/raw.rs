@@ -3,7 +3,7 @@
 use toml::de::DeValue;
 
 use super::diagnostics::{Place, Sink};
-use super::reader::{self, At, Free, FromToml, Hidden, Scalar, raw_table};
+use super::reader::{self, At, Free, FromToml, Hidden, OneOrMore, Scalar, raw_table};
 
 raw_table! {
     /// The whole file.
@@ -59,7 +59,18 @@ raw_table! {
 
 raw_table! {
     /// `[*.attest]`
-    RawAttest { provider: String, aa_addr: String, refresh_interval: String, model: String, } later { "asr_addr" }
+    RawAttest {
+        provider: String,
+        aa_addr: String,
+        refresh_interval: String,
+        model: String,
+        evidence_addr: String,
+        tsm_root: String,
+        tpm_device: String,
+        tpm_ak: String,
+        tpm_hierarchy: String,
+        tpm_pcrs: Vec<At<i64>>,
+    } later { "asr_addr" }
 }
 
 raw_table! {
@@ -76,7 +87,13 @@ raw_table! {
         verdict_ttl: String,
         as_insecure: bool,
         as_timeout: String,
+        reference: Vec<At<RawReference>>,
     } later { "require_session_binding" }
+}
+
+raw_table! {
+    /// `[[*.verify.reference]]`
+    RawReference { tee: String, ak: String, pcrs: Free<OneOrMore>, } later {}
 }
 
 raw_table! {

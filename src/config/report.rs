@@ -127,6 +127,10 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
     if let Some(attest) = &e.ra.attest {
         let from = match &attest.provider {
             AttestProvider::Aa { socket } => format!("agent at {}", socket.display()),
+            AttestProvider::Helper { socket, provider } => {
+                format!("{} through the helper at {}", provider.name(), socket.display())
+            }
+            AttestProvider::Direct(source) => format!("{} in this process", source.provider().name()),
             AttestProvider::Sample => "sample (proves nothing)".to_owned(),
         };
         line("    attest", &format!("{from}, new every {}", show_duration(attest.refresh_interval)));
@@ -140,6 +144,7 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
                 };
                 format!("service at {}, policy {}, {anchors}", a.addr, verify.policy_ids.join(" "))
             }
+            VerifyProvider::Builtin { references } => format!("{} reference value(s)", references.len()),
             VerifyProvider::Sample => "sample".to_owned(),
         };
         let sample = if verify.allow_sample { ", sample TEE accepted" } else { "" };

@@ -1,11 +1,14 @@
 //! The validated configuration: every value is in range, every name is legal, nothing contradicts.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+use crate::attest::host::{HostProvider, HostSource};
 
 /// The low half of the packet mark is tng's; the upper half belongs to others and is kept.
 pub const MARK_MASK: u32 = 0xffff;
@@ -277,6 +280,15 @@ pub enum AttestProvider {
         /// Path of the socket.
         socket: PathBuf,
     },
+    /// The host's own evidence, made by root's helper.
+    Helper {
+        /// Path of the helper's socket.
+        socket: PathBuf,
+        /// What it is asked for.
+        provider: HostProvider,
+    },
+    /// The host's own evidence, made in process, which needs root's rights.
+    Direct(HostSource),
     /// Evidence made in process that proves nothing.
     Sample,
 }
@@ -299,8 +311,29 @@ pub struct Verify {
 pub enum VerifyProvider {
     /// A CoCo Attestation Service over REST.
     As(AsRest),
+    /// In process, by reference values: a peer has to match one.
+    Builtin {
+        /// The values, at least one.
+        references: Vec<Reference>,
+    },
     /// In process, knows only the sample TEE.
     Sample,
+}
+
+/// `[[*.verify.reference]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reference {
+    /// `tee = "tpm"`.
+    Tpm(TpmReference),
+}
+
+/// What a TPM has to show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TpmReference {
+    /// SHA-256 of the attestation key's DER SubjectPublicKeyInfo.
+    pub ak: [u8; 32],
+    /// Values allowed for PCRs of the SHA-256 bank; all PCRs named here have to be quoted.
+    pub pcrs: BTreeMap<u8, Vec<[u8; 32]>>,
 }
 
 /// How to reach an Attestation Service and whom to believe.

@@ -72,9 +72,16 @@ pub fn apt_install(pair: &Pair) {
             String::new()
         });
         pair.point(&format!("{}: units are known, and no instance runs", host.name), || {
-            for unit in
-                ["tng@.socket", "tng@.service", "tng-guard@.service", "tng.target", "tng.slice", "tng-aa-proxy.socket"]
-            {
+            for unit in [
+                "tng@.socket",
+                "tng@.service",
+                "tng-guard@.service",
+                "tng.target",
+                "tng.slice",
+                "tng-aa-proxy.socket",
+                "tng-evidence.socket",
+                "tng-evidence@.service",
+            ] {
                 host.sh(&format!("systemctl cat {unit}"));
             }
             assert_eq!(host.sh("systemctl list-units --no-legend --plain 'tng@*' 'tng-guard@*'"), "");
@@ -92,7 +99,7 @@ pub fn apt_install(pair: &Pair) {
             String::new()
         });
         pair.point(&format!("{}: systemd-analyze verify has nothing to say of the units", host.name), || {
-            let out = host.try_sh("systemd-analyze verify --man=no tng@ingress.socket tng@ingress.service tng-guard@ingress.service tng.target tng-aa-proxy.socket tng-aa-proxy.service");
+            let out = host.try_sh("systemd-analyze verify --man=no tng@ingress.socket tng@ingress.service tng-guard@ingress.service tng.target tng-aa-proxy.socket tng-aa-proxy.service tng-evidence.socket tng-evidence@0.service");
             let said: Vec<&str> = out.stderr.lines().filter(|line| line.contains("tng")).collect();
             assert!(said.is_empty(), "{}", said.join("\n"));
             String::new()

@@ -6,6 +6,7 @@ use super::*;
 
 mod conflicts;
 mod files;
+mod host;
 mod positions;
 mod properties;
 mod rules;
