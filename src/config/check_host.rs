@@ -19,7 +19,7 @@ const DIRECT: &str = "direct";
 const HELPER_HINT: &str =
     "the helper has its own settings: see TNG_EVIDENCE_OPTIONS in tngd(8); or evidence_addr = \"direct\"";
 
-fn settings<'r>(raw: &'r RawAttest, which: HostProvider) -> Vec<(&'static str, &'r Place)> {
+fn settings(raw: &RawAttest, which: HostProvider) -> Vec<(&'static str, &Place)> {
     let tsm = [("tsm_root", raw.tsm_root.as_ref().map(|a| &a.at))];
     let tpm = [
         ("tpm_device", raw.tpm_device.as_ref().map(|a| &a.at)),

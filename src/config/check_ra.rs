@@ -135,11 +135,11 @@ fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
     }
     let default = if v.as_addr.is_some() { "as" } else { "" };
     let provider = choice(v.provider.as_ref(), default, &["as", "builtin", "sample"], &[], sink)?;
-    if let Some(reference) = v.reference.as_ref().filter(|_| provider != "builtin") {
+    if let Some(reference) = v.reference.as_ref().filter(|_| !matches!(provider, "builtin" | "")) {
         let message = format!("reference values with provider = {}, which does not look at them", quote(provider));
         sink.error(&reference.at, "contradiction", message, "remove them, or use provider = \"builtin\"");
     }
-    let (provider, policy_ids) = if provider != "as" {
+    let (provider, policy_ids) = if matches!(provider, "builtin" | "sample") {
         let as_only = [
             ("as_addr", v.as_addr.as_ref().map(|a| &a.at)),
             ("as_type", v.as_type.as_ref().map(|a| &a.at)),

@@ -144,7 +144,7 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
                 };
                 format!("service at {}, policy {}, {anchors}", a.addr, verify.policy_ids.join(" "))
             }
-            VerifyProvider::Builtin { references } => format!("{} reference value(s)", references.len()),
+            VerifyProvider::Builtin { references } => format!("built in, {} reference value(s)", references.len()),
             VerifyProvider::Sample => "sample".to_owned(),
         };
         let sample = if verify.allow_sample { ", sample TEE accepted" } else { "" };

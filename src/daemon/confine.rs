@@ -99,6 +99,14 @@ pub fn confine(paths: &Paths, config: &Config) -> Confinement {
     confinement
 }
 
+/// Leaves nothing of the file system but `directory`, in which directories may be made and files be written. Descriptors
+/// that are open stay usable.
+pub(super) fn confine_to(directory: &Path) {
+    if let Err(error) = restrict(&[], &[directory.to_owned()]) {
+        tracing::warn!(reason = "landlock-failed", %error, "the helper is not confined by Landlock");
+    }
+}
+
 fn restrict(readable: &[PathBuf], writable: &[PathBuf]) -> Result<Option<i32>, RulesetError> {
     let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
     let write = read | make_bitflags!(AccessFs::{WriteFile | MakeDir | RemoveDir});

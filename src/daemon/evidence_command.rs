@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 
+use super::confine::confine_to;
 use super::privileges::{PrivilegeError, give_up};
 use crate::attest::host::tsm::{self, ConfigFs, TsmSettings};
 use crate::attest::host::{HostError, HostProvider, HostSource, helper, tpm_evidence};
@@ -127,11 +128,14 @@ pub fn serve(options: &EvidenceOptions) -> Result<(), EvidenceCommandError> {
     stream.peer_addr().map_err(EvidenceCommandError::NoConnection)?;
     // The device may belong to a group of its own (tss), to which uid 0 comes by CAP_DAC_OVERRIDE alone. It is opened
     // before the first byte of the request is read; then that is given up too.
-    let tpm = Connection::open(&options.tpm.address, TPM_TIME);
+    let open = || Connection::open(&options.tpm.address, TPM_TIME);
+    // A swtpm serves one connection at a time, and a request may never come: its socket is opened afterwards.
+    let device = matches!(options.tpm.address, TpmAddress::Device(_)).then(open);
     give_up(None)?;
+    confine_to(&options.tsm.root);
     helper::serve(&mut stream, |provider, report_data| match provider {
         HostProvider::Tsm => tsm::evidence(&ConfigFs::new(&options.tsm.root), report_data),
-        HostProvider::Tpm => tpm_evidence(&options.tpm, tpm, report_data),
+        HostProvider::Tpm => tpm_evidence(&options.tpm, device.unwrap_or_else(open), report_data),
     })
     .map_err(EvidenceCommandError::Connection)
 }

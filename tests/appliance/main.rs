@@ -18,6 +18,7 @@ mod netns;
 mod agent;
 mod boot;
 mod container;
+mod evidence;
 mod failures;
 mod hardening;
 mod install;
@@ -96,13 +97,14 @@ fn scenarios(pair: &Pair) {
     install::plaintext_is_visible_without_tng(pair);
     install::apt_install(pair);
     tunnel::first_steps(pair);
-    let all: [(&str, fn(&Pair)); 8] = [
+    let all: [(&str, fn(&Pair)); 9] = [
         ("journal", tunnel::journal_has_fields),
         ("hardening", hardening::confined),
         ("failures", failures::fail_closed),
         ("reload", reload::reloads),
         ("stop", stop::stops),
         ("agent", agent::reachable),
+        ("evidence", evidence::helper),
         ("boot", boot::boots),
         ("upgrade", upgrade::upgrades),
     ];

@@ -17,7 +17,7 @@ fn pinned(evidence: &str) -> TpmReference {
     TpmReference { ak: sha256([&spki[..]]), pcrs: BTreeMap::new() }
 }
 
-fn reason(evidence: &str, data: &[u8; 48], reference: &TpmReference) -> &'static str {
+fn judged(evidence: &str, data: &[u8; 48], reference: &TpmReference) -> &'static str {
     appraise(evidence.as_bytes(), data, &[reference]).map_or_else(|e| e.reason(), |_| "ok")
 }
 
@@ -27,11 +27,11 @@ fn evidence_of_cocos_agent_is_appraised() {
     let mut reference = pinned(RECORDED);
     let appraisal = appraise(RECORDED.as_bytes(), &data, &[&reference]).unwrap();
     assert_eq!((appraisal.pcrs.len(), appraisal.pcrs[17].1), (24, [0xff; 32]));
-    assert_eq!(reason(RECORDED, &sha384(b"{}"), &reference), "evidence-report-data");
+    assert_eq!(judged(RECORDED, &sha384(b"{}"), &reference), "evidence-report-data");
     reference.pcrs.insert(17, vec![[0; 32]]);
-    assert_eq!(reason(RECORDED, &data, &reference), "tpm-pcr-value");
+    assert_eq!(judged(RECORDED, &data, &reference), "tpm-pcr-value");
     reference.ak[0] ^= 1;
-    assert_eq!(reason(RECORDED, &data, &reference), "tpm-ak-untrusted");
+    assert_eq!(judged(RECORDED, &data, &reference), "tpm-ak-untrusted");
 }
 
 /// Signs `message` as a key that is no TPM's, and whose owner shows these PCRs.
@@ -75,7 +75,7 @@ fn a_pinned_key_that_signs_something_else_than_a_quote_is_refused() {
     let (data, zero) = ([5; 48], "0".repeat(64));
     let judge = |message: Vec<u8>, pcrs: &[&str]| {
         let evidence = forged(&message, pcrs);
-        reason(&evidence, &data, &pinned(&evidence))
+        judged(&evidence, &data, &pinned(&evidence))
     };
     let (magic, quote) = (0xff54_4347, 0x8018);
     let pcr = &[&*zero][..];
@@ -121,7 +121,7 @@ fn garbage_is_malformed() {
         "{\"ak_public\":1}",
         "{\"ak_public\":\"%\",\"tpm_quote\":{\"message\":\"\",\"pcrs\":[],\"signature\":\"\"}}",
     ] {
-        assert_eq!(reason(bad, &[0; 48], &reference), "tpm-evidence-malformed", "{bad}");
+        assert_eq!(judged(bad, &[0; 48], &reference), "tpm-evidence-malformed", "{bad}");
     }
-    assert_eq!(reason(&" ".repeat(MAX_EVIDENCE + 1), &[0; 48], &reference), "tpm-evidence-malformed");
+    assert_eq!(judged(&" ".repeat(MAX_EVIDENCE + 1), &[0; 48], &reference), "tpm-evidence-malformed");
 }

@@ -78,7 +78,7 @@ pub fn serve(
         }
         Ok(made) => Answer::Evidence(made),
         Err(failure) => {
-            tracing::warn!(reason = failure.reason(), error = %failure, "no evidence made");
+            tracing::warn!(reason = failure.reason(), "no evidence made: {failure}");
             Answer::Failure(failure)
         }
     };
@@ -99,6 +99,8 @@ fn read_request(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
                 bytes.extend_from_slice(&chunk[from..from + count]);
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // What a socket with a time limit says at its end.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
             Err(e) => return Err(e),
         }
     }

@@ -18,11 +18,14 @@ enum Stranger {
     Holds,
 }
 
+/// Makes the report over what was written.
+type Reporter = Box<dyn Fn(&[u8]) -> Vec<u8>>;
+
 struct Kernel {
     files: ConfigFs,
     root: tempfile::TempDir,
     provider: &'static str,
-    report: Box<dyn Fn(&[u8]) -> Vec<u8>>,
+    report: Reporter,
     aux: Vec<u8>,
     stranger: Cell<Stranger>,
     made: RefCell<Vec<String>>,
