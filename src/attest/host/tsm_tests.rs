@@ -3,8 +3,12 @@
 //! not root's.
 
 use std::cell::{Cell, RefCell};
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
 
+use super::super::{HelperAttester, HostProvider, helper};
 use super::*;
+use crate::attest::{Attester, RuntimeData};
 
 const DATA: [u8; 64] = [0x5a; 64];
 
@@ -19,7 +23,7 @@ enum Stranger {
 }
 
 /// Makes the report over what was written.
-type Reporter = Box<dyn Fn(&[u8]) -> Vec<u8>>;
+type Reporter = Box<dyn Fn(&[u8]) -> Vec<u8> + Send>;
 
 struct Kernel {
     files: ConfigFs,
@@ -31,7 +35,7 @@ struct Kernel {
     made: RefCell<Vec<String>>,
 }
 
-fn kernel(provider: &'static str, report: impl Fn(&[u8]) -> Vec<u8> + 'static) -> Kernel {
+fn kernel(provider: &'static str, report: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) -> Kernel {
     let root = tempfile::tempdir().unwrap();
     Kernel {
         files: ConfigFs::new(root.path()),
@@ -195,4 +199,29 @@ fn a_write_that_was_not_taken_over_gives_no_report() {
     let kernel = kernel("tdx_guest\n", |data| tdx(4, data));
     kernel.stranger.set(Stranger::Holds);
     assert!(kernel.evidence().is_err());
+}
+
+#[tokio::test]
+async fn the_data_plane_gets_a_report_over_its_key_through_the_helper() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("evidence.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let kernel = kernel("tdx_guest\n", |data| tdx(4, data));
+    let root = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        helper::serve(&mut stream, |provider, data| {
+            assert_eq!(provider, HostProvider::Tsm);
+            evidence(&kernel, data)
+        })
+    });
+    let runtime_data = RuntimeData::for_key(b"key");
+    let attester = HelperAttester::new(&socket, HostProvider::Tsm, Duration::from_secs(10));
+    let made = attester.evidence(&runtime_data).await.unwrap();
+    root.join().unwrap().unwrap();
+    // 48 bytes of digest and 16 of zero, as CoCo's service compares them.
+    let mut data = runtime_data.digest().to_vec();
+    data.resize(64, 0);
+    let json: serde_json::Value = serde_json::from_slice(&made.evidence).unwrap();
+    assert_eq!((made.tee.as_str(), &json["quote"]), ("tdx", &BASE64_STANDARD.encode(tdx(4, &data)).into()));
+    assert_eq!((made.runtime_data.as_str(), attester.calls()), (runtime_data.canonical(), 1));
 }
