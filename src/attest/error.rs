@@ -122,6 +122,9 @@ pub enum VerifyError {
     /// The token is not signed with ES256.
     #[error("token algorithm is not ES256")]
     TokenAlg,
+    /// The appraisal in process refused it, or could not be made.
+    #[error("{0}")]
+    Builtin(#[from] super::BuiltinError),
     /// Too many appraisals are under way.
     #[error("too many appraisals at once")]
     Busy,
@@ -133,6 +136,9 @@ pub enum VerifyError {
 impl VerifyError {
     /// Whether it is a finding about the peer; all else may be different when asked again.
     pub fn is_about_peer(&self) -> bool {
+        if let Self::Builtin(e) = self {
+            return e.is_about_peer();
+        }
         matches!(
             self,
             Self::SampleTeeRefused(_)
@@ -171,6 +177,7 @@ impl VerifyError {
             Self::TokenStatusContraindicated(_) => "token-status-contraindicated",
             Self::TokenMalformed(_) => "token-malformed",
             Self::TokenAlg => "token-alg",
+            Self::Builtin(e) => e.reason(),
             Self::Busy => "verify-busy",
             Self::Internal => "verify-internal",
         }

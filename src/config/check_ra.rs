@@ -130,8 +130,14 @@ fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
         sink.warn(&allow.at, "sample", message, "for trials only; remove it where peers run on a TEE");
     }
     let default = if v.as_addr.is_some() { "as" } else { "" };
-    let provider = choice(v.provider.as_ref(), default, &["as", "sample"], &["builtin"], sink)?;
-    let (provider, policy_ids) = if provider == "sample" {
+    let provider = choice(v.provider.as_ref(), default, &["as", "builtin", "sample"], &[], sink)?;
+    if provider != "builtin" {
+        for (key, at) in super::check_builtin::keys(v) {
+            let message = format!("`{key}` goes with provider = \"builtin\" only");
+            sink.error(at, "contradiction", message, format!("remove `{key}`, or use provider = \"builtin\""));
+        }
+    }
+    let (provider, policy_ids) = if provider != "as" && !provider.is_empty() {
         let as_only = [
             ("as_addr", v.as_addr.as_ref().map(|a| &a.at)),
             ("as_type", v.as_type.as_ref().map(|a| &a.at)),
@@ -142,14 +148,17 @@ fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
             ("as_timeout", v.as_timeout.as_ref().map(|a| &a.at)),
         ];
         for (key, at) in as_only.into_iter().filter_map(|(key, at)| Some((key, at?))) {
-            let message = format!("`{key}` with provider = \"sample\", which asks no attestation service");
+            let message = format!("`{key}` with provider = \"{provider}\", which asks no attestation service");
             sink.error(at, "contradiction", message, format!("remove `{key}`, or use provider = \"as\""));
         }
-        if !allow_sample {
+        if provider == "sample" && !allow_sample {
             let message = "provider = \"sample\" without allow_sample = true: every peer will be refused";
             sink.warn(&raw.at, "sample", message, "add allow_sample = true for a trial, or use provider = \"as\"");
         }
-        (Some(VerifyProvider::Sample), Some(Vec::new()))
+        match provider {
+            "builtin" => (super::check_builtin::builtin(raw, sink).map(VerifyProvider::Builtin), Some(Vec::new())),
+            _ => (Some(VerifyProvider::Sample), Some(Vec::new())),
+        }
     } else {
         let policies = v.policy_ids.as_ref().map_or(Some(vec!["default".to_owned()]), |a| policies(a, sink));
         (attestation_service(raw, sink).map(VerifyProvider::As), policies)
@@ -294,7 +303,7 @@ fn trusted_certs(raw: &At<Vec<At<String>>>, sink: &mut Sink<'_>) -> Option<Vec<P
 }
 
 /// Whether a file holds PEM certificates and nothing that cannot be read.
-fn pem_file(path: &Path) -> Result<(), (String, &'static str)> {
+pub(super) fn pem_file(path: &Path) -> Result<(), (String, &'static str)> {
     if !path.is_absolute() {
         return Err(("is not an absolute path".into(), "write the whole path: \"/etc/tng/as-ca.pem\""));
     }

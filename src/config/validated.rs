@@ -299,6 +299,8 @@ pub struct Verify {
 pub enum VerifyProvider {
     /// A CoCo Attestation Service over REST.
     As(AsRest),
+    /// In process, against reference values.
+    Builtin(super::Builtin),
     /// In process, knows only the sample TEE.
     Sample,
 }

@@ -19,8 +19,8 @@ use super::standing::{Renew, Standing, Standings};
 use super::status::{AttestStatus, Ledger, TlsStatus, VerifyStatus, unix};
 use super::{Alpn, Channel, ChannelError, Peer, PeerError, config, peer};
 use crate::attest::{
-    AaAttester, AsVerifier, Attester, CacheKey, Clock, SampleAttester, SampleVerifier, SystemClock, Verdict,
-    VerdictCache, Verifier, VerifyError,
+    AaAttester, AsVerifier, Attester, BuiltinVerifier, CacheKey, Clock, SampleAttester, SampleVerifier, SystemClock,
+    Verdict, VerdictCache, Verifier, VerifyError,
 };
 use crate::config::{AttestProvider, DEFAULT_INGRESS_MARK, Endpoint, Mark, Mode, Side, Verify, VerifyProvider};
 
@@ -264,6 +264,9 @@ impl Appraisal {
         let verifier: Arc<dyn Verifier> = match &verify.provider {
             VerifyProvider::Sample => {
                 Arc::new(SampleVerifier::new(verify.allow_sample, verify.policy_ids.clone(), clock.clone()))
+            }
+            VerifyProvider::Builtin(builtin) => {
+                Arc::new(BuiltinVerifier::new(builtin, service_mark(endpoint), clock.clone()).map_err(setup)?)
             }
             VerifyProvider::As(rest) => {
                 Arc::new(AsVerifier::new(verify, rest, service_mark(endpoint), clock.clone()).map_err(setup)?)
