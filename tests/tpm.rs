@@ -17,7 +17,7 @@ use common::{attest_sample, endpoint, meet, ra, verify_sample};
 use serde_json::Value;
 use swtpm::Swtpm;
 use tng::attest::VerifyError;
-use tng::attest::builtin::tpm::{TpmAppraisal, appraise};
+use tng::attest::builtin::tpm::{PCR_NAMES, TpmAppraisal, appraise};
 use tng::attest::host::{HostProvider, HostSource, helper};
 use tng::attest::tpm::commands::{Hierarchy, Tpm};
 use tng::attest::tpm::quote::{AttestationKey, TpmSettings};
@@ -44,15 +44,30 @@ fn quote(settings: TpmSettings) -> String {
     HostSource::Tpm(settings).make(&padded(DATA), TIME).expect("evidence").evidence
 }
 
+/// Which key and PCRs are accepted.
+#[derive(Clone)]
+struct Pinned {
+    ak: [u8; 32],
+    pcrs: BTreeMap<u8, Vec<[u8; 32]>>,
+}
+
+impl Pinned {
+    fn block(&self) -> Reference {
+        let exact = |value: &[u8; 32]| Wanted::Bytes { value: value.to_vec(), mask: vec![0xff; 32] };
+        let pcrs = self.pcrs.iter().map(|(pcr, any)| (PCR_NAMES[usize::from(*pcr)], any.iter().map(exact).collect()));
+        Reference { tee: "tpm", values: pcrs.chain([("ak", vec![exact(&self.ak)])]).collect() }
+    }
+}
+
 /// The reference that evidence matches, with these PCRs pinned.
-fn reference(evidence: &str, pcrs: &[u8]) -> TpmReference {
+fn reference(evidence: &str, pcrs: &[u8]) -> Pinned {
     let json: Value = serde_json::from_str(evidence).expect("JSON");
     let value = |pcr: &u8| {
         let text = json["tpm_quote"]["pcrs"][usize::from(*pcr)].as_str().expect("PCR");
         let bytes: Vec<u8> = (0..32).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect();
         (*pcr, vec![bytes.try_into().unwrap()])
     };
-    TpmReference { ak: ak(evidence), pcrs: pcrs.iter().map(value).collect() }
+    Pinned { ak: ak(evidence), pcrs: pcrs.iter().map(value).collect() }
 }
 
 fn ak(evidence: &str) -> [u8; 32] {
@@ -60,8 +75,8 @@ fn ak(evidence: &str) -> [u8; 32] {
     sha256([&BASE64_STANDARD.decode(json["ak_public"].as_str().expect("key")).unwrap()[..]])
 }
 
-fn judge(evidence: &str, data: [u8; 48], reference: &TpmReference) -> Result<TpmAppraisal, &'static str> {
-    appraise(evidence.as_bytes(), &data, &[reference]).map_err(|e| e.reason())
+fn judge(evidence: &str, data: [u8; 48], reference: &Pinned) -> Result<TpmAppraisal, &'static str> {
+    appraise(evidence.as_bytes(), &data, &[&reference.block()]).map_err(|e| e.reason())
 }
 
 #[test]
@@ -119,7 +134,7 @@ fn a_quote_of_another_key_of_other_pcrs_or_over_other_data_is_refused() {
     tpm.extend(16, [1; 32]);
     let after = quote(tpm.settings(ECC));
     assert_eq!(judge(&after, DATA, &pinned), Err("tpm-pcr-value"));
-    let both = TpmReference {
+    let both = Pinned {
         pcrs: BTreeMap::from([(16, [&pinned.pcrs[&16][..], &reference(&after, &[16]).pcrs[&16]].concat())]),
         ..pinned.clone()
     };
@@ -142,7 +157,7 @@ fn a_pinned_pcr_that_was_not_quoted_is_refused() {
     let tpm = Swtpm::start();
     let few = TpmSettings { pcrs: PcrSelection::of([3, 16]).unwrap(), ..tpm.settings(ECC) };
     let evidence = quote(few);
-    let mut pinned = TpmReference { ak: ak(&evidence), pcrs: BTreeMap::new() };
+    let mut pinned = Pinned { ak: ak(&evidence), pcrs: BTreeMap::new() };
     let appraisal = judge(&evidence, DATA, &pinned).expect("accepted");
     assert_eq!(appraisal.pcrs.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [3, 16]);
     pinned.pcrs.insert(3, vec![appraisal.pcrs[0].1]);
@@ -230,7 +245,17 @@ fn through(socket: &Path, provider: HostProvider) -> Attest {
 }
 
 fn builtin(references: Vec<Reference>) -> Verify {
-    Verify { provider: VerifyProvider::Builtin { references }, ..verify_sample(false) }
+    let builtin = Builtin {
+        references,
+        collateral: Vec::new(),
+        pccs_addr: None,
+        minimum_tcb: Vec::new(),
+        amd_certs: Vec::new(),
+        kds_addr: None,
+        allow_debug: false,
+        timeout: TIME,
+    };
+    Verify { provider: VerifyProvider::Builtin(builtin), ..verify_sample(false) }
 }
 
 fn refusal(outcome: Result<Channel, ChannelError>) -> &'static str {
@@ -244,7 +269,7 @@ async fn a_tunnel_attests_with_a_tpm_through_the_helper_and_refuses_a_stranger()
     let (socket, strange) = (dir.path().join("evidence.sock"), dir.path().join("strange.sock"));
     serve(&socket, tpm.socket.clone());
     serve(&strange, stranger.socket.clone());
-    let pinned = Reference::Tpm(reference(&quote(tpm.settings(ECC)), &[0, 7]));
+    let pinned = reference(&quote(tpm.settings(ECC)), &[0, 7]).block();
     let client = endpoint(ra(None, Some(builtin(vec![pinned]))));
 
     let server = endpoint(ra(Some(through(&socket, HostProvider::Tpm)), None));
@@ -253,12 +278,13 @@ async fn a_tunnel_attests_with_a_tpm_through_the_helper_and_refuses_a_stranger()
     let Peer::Verified(verdict) = c.unwrap().peer else { panic!("not verified") };
     assert_eq!((verdict.tee.as_str(), verdict.verifier.as_str(), verdict.sample), ("tpm", "builtin", false));
     assert!(verdict.trust_anchor.starts_with("TPM key sha256:"), "{}", verdict.trust_anchor);
+    assert_eq!((verdict.claims["resets"].as_str(), verdict.claims["pcr17"].len()), ("1", 64));
     assert_eq!(server.status().attest.unwrap().provider, "tpm");
 
     let other = endpoint(ra(Some(through(&strange, HostProvider::Tpm)), None));
     assert_eq!(refusal(meet(&client, &other).await.0), "tpm-ak-untrusted");
     let sample = endpoint(ra(Some(attest_sample()), None));
-    assert_eq!(refusal(meet(&client, &sample).await.0), "builtin-tee-unsupported");
+    assert_eq!(refusal(meet(&client, &sample).await.0), "tee-unsupported");
     let absent = endpoint(ra(Some(through(&socket, HostProvider::Tsm)), None));
     assert_eq!(refusal(meet(&client, &absent).await.1), "tsm-absent");
     let nobody = endpoint(ra(Some(through(&dir.path().join("none"), HostProvider::Tpm)), None));
@@ -331,9 +357,8 @@ fn the_helper_is_no_command_for_a_terminal_and_shows_a_reference() {
     let name = InstanceName::new("x").unwrap();
     let config = parse(name, Path::new("/etc/tng/x.toml"), &file).expect("valid").config;
     let verify = config.endpoints[0].ra.verify.clone().unwrap();
-    let VerifyProvider::Builtin { references } = verify.provider else { panic!() };
-    let Reference::Tpm(reference) = &references[0];
-    judge(&quote(tpm.settings(ECC)), DATA, reference).expect("accepted");
+    let VerifyProvider::Builtin(builtin) = verify.provider else { panic!() };
+    appraise(quote(tpm.settings(ECC)).as_bytes(), &DATA, &[&builtin.references[0]]).expect("accepted");
     let refused = Command::new(env!("CARGO_BIN_EXE_tngd")).args(["evidence", "--tpm-ak", "x"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(64), "{refused:?}");
 }

@@ -62,9 +62,6 @@ pub enum VerifyError {
     /// The sample verifier knows only the sample TEE.
     #[error("the sample verifier cannot appraise TEE `{0}`")]
     TeeUnsupported(String),
-    /// The built-in verifier does not know the TEE.
-    #[error("the built-in verifier cannot appraise TEE `{0}`")]
-    BuiltinUnsupported(String),
     /// A TPM's quote was refused.
     #[error(transparent)]
     Tpm(#[from] TpmRefusal),
@@ -135,6 +132,9 @@ pub enum VerifyError {
     /// The token is not signed with ES256.
     #[error("token algorithm is not ES256")]
     TokenAlg,
+    /// The appraisal in process refused it, or could not be made.
+    #[error("{0}")]
+    Builtin(#[from] super::BuiltinError),
     /// Too many appraisals are under way.
     #[error("too many appraisals at once")]
     Busy,
@@ -146,11 +146,13 @@ pub enum VerifyError {
 impl VerifyError {
     /// Whether it is a finding about the peer; all else may be different when asked again.
     pub fn is_about_peer(&self) -> bool {
+        if let Self::Builtin(e) = self {
+            return e.is_about_peer();
+        }
         matches!(
             self,
             Self::SampleTeeRefused(_)
                 | Self::TeeUnsupported(_)
-                | Self::BuiltinUnsupported(_)
                 | Self::Tpm(_)
                 | Self::ReportData
                 | Self::Malformed(_)
@@ -167,7 +169,6 @@ impl VerifyError {
         match self {
             Self::SampleTeeRefused(_) => "sample-tee-refused",
             Self::TeeUnsupported(_) => "sample-tee-unsupported",
-            Self::BuiltinUnsupported(_) => "builtin-tee-unsupported",
             Self::Tpm(e) => e.reason(),
             Self::ReportData => "evidence-report-data",
             Self::Malformed(_) => "evidence-malformed",
@@ -188,6 +189,7 @@ impl VerifyError {
             Self::TokenStatusContraindicated(_) => "token-status-contraindicated",
             Self::TokenMalformed(_) => "token-malformed",
             Self::TokenAlg => "token-alg",
+            Self::Builtin(e) => e.reason(),
             Self::Busy => "verify-busy",
             Self::Internal => "verify-internal",
         }

@@ -17,6 +17,7 @@ pub mod tpm;
 mod ttrpc;
 pub mod x509;
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -24,6 +25,8 @@ use async_trait::async_trait;
 pub use aa::AaAttester;
 pub use as_rest::{AsSeen, AsVerifier};
 pub use binding::{RuntimeData, json_contains};
+pub(crate) use builtin::collateral_problem;
+pub use builtin::{BuiltinError, BuiltinVerifier};
 pub use cache::{CacheKey, VerdictCache};
 pub use clock::{Clock, SystemClock};
 pub use error::{AttestError, VerifyError};
@@ -44,6 +47,8 @@ pub struct Verdict {
     pub trust_anchor: String,
     /// Whether the TEE is one that proves nothing (`sample`, `sampledevice`).
     pub sample: bool,
+    /// What the evidence says of the peer: measurements, versions. Bounded, printable.
+    pub claims: BTreeMap<String, String>,
     /// When it was made.
     pub appraised_at: SystemTime,
     /// When it ends: the earliest of token, certificate and `verdict_ttl`.

@@ -10,7 +10,7 @@ use super::diagnostics::{Sink, quote, suggest};
 use super::raw::{RawAttest, RawEndpoint, RawVerify};
 use super::reader::{At, Free, Hidden};
 use super::values::duration;
-use super::{AsRest, Attest, AttestProvider, Ra, Side, Verify, VerifyProvider, check_host, check_reference};
+use super::{AsRest, Attest, AttestProvider, Ra, Side, Verify, VerifyProvider, check_host};
 use crate::attest::host::HostProvider;
 
 /// Certificates that carry evidence live six hours; older evidence would outlive its certificate.
@@ -135,11 +135,13 @@ fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
     }
     let default = if v.as_addr.is_some() { "as" } else { "" };
     let provider = choice(v.provider.as_ref(), default, &["as", "builtin", "sample"], &[], sink)?;
-    if let Some(reference) = v.reference.as_ref().filter(|_| !matches!(provider, "builtin" | "")) {
-        let message = format!("reference values with provider = {}, which does not look at them", quote(provider));
-        sink.error(&reference.at, "contradiction", message, "remove them, or use provider = \"builtin\"");
+    if provider != "builtin" {
+        for (key, at) in super::check_builtin::keys(v) {
+            let message = format!("`{key}` goes with provider = \"builtin\" only");
+            sink.error(at, "contradiction", message, format!("remove `{key}`, or use provider = \"builtin\""));
+        }
     }
-    let (provider, policy_ids) = if matches!(provider, "builtin" | "sample") {
+    let (provider, policy_ids) = if provider != "as" && !provider.is_empty() {
         let as_only = [
             ("as_addr", v.as_addr.as_ref().map(|a| &a.at)),
             ("as_type", v.as_type.as_ref().map(|a| &a.at)),
@@ -150,20 +152,17 @@ fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
             ("as_timeout", v.as_timeout.as_ref().map(|a| &a.at)),
         ];
         for (key, at) in as_only.into_iter().filter_map(|(key, at)| Some((key, at?))) {
-            let message = format!("`{key}` with provider = {}, which asks no attestation service", quote(provider));
+            let message = format!("`{key}` with provider = \"{provider}\", which asks no attestation service");
             sink.error(at, "contradiction", message, format!("remove `{key}`, or use provider = \"as\""));
         }
         if provider == "sample" && !allow_sample {
             let message = "provider = \"sample\" without allow_sample = true: every peer will be refused";
             sink.warn(&raw.at, "sample", message, "add allow_sample = true for a trial, or use provider = \"as\"");
         }
-        let provider = match provider {
-            "builtin" => {
-                check_reference::references(raw, sink).map(|references| VerifyProvider::Builtin { references })
-            }
-            _ => Some(VerifyProvider::Sample),
-        };
-        (provider, Some(Vec::new()))
+        match provider {
+            "builtin" => (super::check_builtin::builtin(raw, sink).map(VerifyProvider::Builtin), Some(Vec::new())),
+            _ => (Some(VerifyProvider::Sample), Some(Vec::new())),
+        }
     } else {
         let policies = v.policy_ids.as_ref().map_or(Some(vec!["default".to_owned()]), |a| policies(a, sink));
         (attestation_service(raw, sink).map(VerifyProvider::As), policies)
@@ -308,7 +307,7 @@ fn trusted_certs(raw: &At<Vec<At<String>>>, sink: &mut Sink<'_>) -> Option<Vec<P
 }
 
 /// Whether a file holds PEM certificates and nothing that cannot be read.
-fn pem_file(path: &Path) -> Result<(), (String, &'static str)> {
+pub(super) fn pem_file(path: &Path) -> Result<(), (String, &'static str)> {
     if !path.is_absolute() {
         return Err(("is not an absolute path".into(), "write the whole path: \"/etc/tng/as-ca.pem\""));
     }

@@ -2,8 +2,9 @@
 
 use toml::de::DeValue;
 
+use super::check_builtin::OneOrMore;
 use super::diagnostics::{Place, Sink};
-use super::reader::{self, At, Free, FromToml, Hidden, OneOrMore, Scalar, raw_table};
+use super::reader::{self, At, Free, FromToml, Hidden, Scalar, raw_table};
 
 raw_table! {
     /// The whole file.
@@ -87,13 +88,15 @@ raw_table! {
         verdict_ttl: String,
         as_insecure: bool,
         as_timeout: String,
-        reference: Vec<At<RawReference>>,
+        collateral: Vec<At<String>>,
+        pccs_addr: String,
+        minimum_tcb: Vec<At<String>>,
+        amd_certs: Vec<At<String>>,
+        kds_addr: String,
+        allow_debug: bool,
+        fetch_timeout: String,
+        reference: Vec<At<Free<OneOrMore>>>,
     } later { "require_session_binding" }
-}
-
-raw_table! {
-    /// `[[*.verify.reference]]`
-    RawReference { tee: String, ak: String, pcrs: Free<OneOrMore>, } later {}
 }
 
 raw_table! {

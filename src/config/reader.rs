@@ -42,10 +42,6 @@ impl std::fmt::Debug for Hidden {
     }
 }
 
-/// A string, or an array of them.
-#[derive(Debug, Clone)]
-pub(super) struct OneOrMore(pub Vec<At<String>>);
-
 /// A table with keys of the operator's own choice.
 pub(super) type Free<T> = Vec<(At<String>, At<T>)>;
 
@@ -184,15 +180,6 @@ impl<T: FromToml> FromToml for Free<T> {
             }
         }
         Some(entries)
-    }
-}
-
-impl FromToml for OneOrMore {
-    fn from_toml(value: &DeValue<'_>, at: &Place, sink: &mut Sink<'_>) -> Option<Self> {
-        match value {
-            DeValue::Array(_) => Vec::from_toml(value, at, sink).map(Self),
-            _ => String::from_toml(value, at, sink).map(|value| Self(vec![At { value, at: at.clone() }])),
-        }
     }
 }
 

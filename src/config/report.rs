@@ -144,7 +144,11 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
                 };
                 format!("service at {}, policy {}, {anchors}", a.addr, verify.policy_ids.join(" "))
             }
-            VerifyProvider::Builtin { references } => format!("built in, {} reference value(s)", references.len()),
+            VerifyProvider::Builtin(b) => {
+                let tees: std::collections::BTreeSet<_> = b.references.iter().map(|r| r.tee).collect();
+                let tees = tees.into_iter().collect::<Vec<_>>().join(" ");
+                format!("in process, {} reference(s) {tees}, TCB {}", b.references.len(), b.minimum_tcb.join(" "))
+            }
             VerifyProvider::Sample => "sample".to_owned(),
         };
         let sample = if verify.allow_sample { ", sample TEE accepted" } else { "" };

@@ -1,6 +1,5 @@
 //! The validated configuration: every value is in range, every name is legal, nothing contradicts.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -311,29 +310,10 @@ pub struct Verify {
 pub enum VerifyProvider {
     /// A CoCo Attestation Service over REST.
     As(AsRest),
-    /// In process, by reference values: a peer has to match one.
-    Builtin {
-        /// The values, at least one.
-        references: Vec<Reference>,
-    },
+    /// In process, against reference values.
+    Builtin(super::Builtin),
     /// In process, knows only the sample TEE.
     Sample,
-}
-
-/// `[[*.verify.reference]]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reference {
-    /// `tee = "tpm"`.
-    Tpm(TpmReference),
-}
-
-/// What a TPM has to show.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TpmReference {
-    /// SHA-256 of the attestation key's DER SubjectPublicKeyInfo.
-    pub ak: [u8; 32],
-    /// Values allowed for PCRs of the SHA-256 bank; all PCRs named here have to be quoted.
-    pub pcrs: BTreeMap<u8, Vec<[u8; 32]>>,
 }
 
 /// How to reach an Attestation Service and whom to believe.

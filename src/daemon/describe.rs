@@ -26,7 +26,7 @@ impl EndpointView {
             }),
             verify: verify.as_ref().map(|v| match &v.provider {
                 VerifyProvider::As(rest) => format!("as {} ({})", rest.addr, v.policy_ids.join(", ")),
-                VerifyProvider::Builtin { references } => format!("builtin ({} reference value(s))", references.len()),
+                VerifyProvider::Builtin(b) => format!("builtin ({} reference(s))", b.references.len()),
                 VerifyProvider::Sample => "sample".to_owned(),
             }),
             no_ra: attest.is_none() && verify.is_none(),

@@ -171,10 +171,10 @@ fn reference(evidence: &str) -> Option<String> {
         if quoted.safe { "" } else { " (may have gone back)" },
     );
     ak.iter().try_for_each(|b| write!(out, "{b:02x}")).ok()?;
-    out.push_str("\"\n[ingress.verify.reference.pcrs]\n");
+    out.push_str("\"\n");
     for (pcr, value) in quoted.selection.iter().zip(&evidence.tpm_quote.pcrs) {
         let later = if pcr < FIRMWARE_PCRS { "" } else { "# " };
-        writeln!(out, "{later}{pcr} = \"{value}\"").ok()?;
+        writeln!(out, "{later}pcr{pcr} = \"{value}\"").ok()?;
     }
     Some(out)
 }

@@ -18,11 +18,10 @@ use super::peer::PeerCertificate;
 use super::standing::{Renew, Standing, Standings};
 use super::status::{AttestStatus, Ledger, TlsStatus, VerifyStatus, unix};
 use super::{Alpn, Channel, ChannelError, Peer, PeerError, config, peer};
-use crate::attest::builtin::BuiltinVerifier;
 use crate::attest::host::{DirectAttester, HelperAttester};
 use crate::attest::{
-    AaAttester, AsVerifier, Attester, CacheKey, Clock, SampleAttester, SampleVerifier, SystemClock, Verdict,
-    VerdictCache, Verifier, VerifyError,
+    AaAttester, AsVerifier, Attester, BuiltinVerifier, CacheKey, Clock, SampleAttester, SampleVerifier, SystemClock,
+    Verdict, VerdictCache, Verifier, VerifyError,
 };
 use crate::config::{AttestProvider, DEFAULT_INGRESS_MARK, Endpoint, Mark, Mode, Side, Verify, VerifyProvider};
 
@@ -271,7 +270,9 @@ impl Appraisal {
             VerifyProvider::Sample => {
                 Arc::new(SampleVerifier::new(verify.allow_sample, verify.policy_ids.clone(), clock.clone()))
             }
-            VerifyProvider::Builtin { references } => Arc::new(BuiltinVerifier::new(references.clone(), clock.clone())),
+            VerifyProvider::Builtin(builtin) => {
+                Arc::new(BuiltinVerifier::new(builtin, service_mark(endpoint), clock.clone()).map_err(setup)?)
+            }
             VerifyProvider::As(rest) => {
                 Arc::new(AsVerifier::new(verify, rest, service_mark(endpoint), clock.clone()).map_err(setup)?)
             }

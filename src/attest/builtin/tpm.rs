@@ -14,10 +14,16 @@ use crate::attest::VerifyError;
 use crate::attest::tpm::quote::TpmEvidence;
 use crate::attest::tpm::structures::{Quoted, TpmFormatError, TpmPublic, TpmSignature};
 use crate::attest::tpm::{PcrValue, QUALIFYING_LEN, sha256};
-use crate::config::TpmReference;
+use crate::config::{Reference, Seen};
 
 /// Largest evidence read.
 const MAX_EVIDENCE: usize = 64 * 1024;
+
+/// PCRs by their names in a reference value.
+pub const PCR_NAMES: [&str; 24] = [
+    "pcr0", "pcr1", "pcr2", "pcr3", "pcr4", "pcr5", "pcr6", "pcr7", "pcr8", "pcr9", "pcr10", "pcr11", "pcr12", "pcr13",
+    "pcr14", "pcr15", "pcr16", "pcr17", "pcr18", "pcr19", "pcr20", "pcr21", "pcr22", "pcr23",
+];
 
 /// Why a quote was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +81,23 @@ pub struct TpmAppraisal {
     pub pcrs: Vec<(u8, PcrValue)>,
 }
 
+impl TpmAppraisal {
+    /// What it says, by name; PCRs as a reference value has them.
+    pub fn claims(&self) -> impl Iterator<Item = (String, String)> {
+        let quoted = &self.quoted;
+        let facts = [
+            ("ak".to_owned(), format!("sha256:{}", hex(&self.ak))),
+            ("resets".to_owned(), quoted.resets.to_string()),
+            ("restarts".to_owned(), quoted.restarts.to_string()),
+            ("clock_ms".to_owned(), quoted.clock.to_string()),
+            ("clock_safe".to_owned(), quoted.safe.to_string()),
+            ("firmware".to_owned(), format!("{:#018x}", quoted.firmware)),
+        ];
+        let pcrs = self.pcrs.iter().map(|(pcr, value)| (format!("pcr{pcr}"), hex(value)));
+        facts.into_iter().chain(pcrs)
+    }
+}
+
 impl fmt::Display for TpmAppraisal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Quoted { clock, resets, restarts, safe, .. } = &self.quoted;
@@ -118,7 +141,7 @@ fn pcr_value(text: &str) -> Option<PcrValue> {
 pub fn appraise(
     evidence: &[u8],
     report_data: &[u8; 48],
-    references: &[&TpmReference],
+    references: &[&Reference],
 ) -> Result<TpmAppraisal, VerifyError> {
     if evidence.len() > MAX_EVIDENCE {
         return Err(malformed("longer than 64 KiB").into());
@@ -126,7 +149,9 @@ pub fn appraise(
     let parsed: TpmEvidence = serde_json::from_slice(evidence).map_err(|_| malformed("not TPM evidence"))?;
     let spki = base64("ak_public", &parsed.ak_public)?;
     let ak = sha256([&spki[..]]);
-    let mut candidates = references.iter().filter(|r| r.ak == ak).peekable();
+    let seen = Seen::Bytes(ak.to_vec());
+    let names_key = |r: &&&Reference| r.values.get("ak").is_some_and(|any| any.iter().any(|w| w.accepts(&seen)));
+    let mut candidates = references.iter().filter(names_key).peekable();
     if candidates.peek().is_none() {
         return Err(TpmRefusal::Key(hex(&ak)).into());
     }
@@ -188,11 +213,13 @@ fn check_signature(spki: &[u8], message: &[u8], signature: &TpmSignature) -> Res
     verified.map_err(|_| TpmRefusal::Signature)
 }
 
-fn check_pcrs(reference: &TpmReference, pcrs: &[(u8, PcrValue)]) -> Result<(), TpmRefusal> {
-    for (pcr, allowed) in &reference.pcrs {
-        let (_, value) = pcrs.iter().find(|(n, _)| n == pcr).ok_or(TpmRefusal::PcrMissing(*pcr))?;
-        if !allowed.contains(value) {
-            return Err(TpmRefusal::PcrValue(*pcr));
+fn check_pcrs(reference: &Reference, pcrs: &[(u8, PcrValue)]) -> Result<(), TpmRefusal> {
+    for (pcr, name) in (0..).zip(PCR_NAMES) {
+        let Some(allowed) = reference.values.get(name) else { continue };
+        let (_, value) = pcrs.iter().find(|(n, _)| *n == pcr).ok_or(TpmRefusal::PcrMissing(pcr))?;
+        let value = Seen::Bytes(value.to_vec());
+        if !allowed.iter().any(|wanted| wanted.accepts(&value)) {
+            return Err(TpmRefusal::PcrValue(pcr));
         }
     }
     Ok(())

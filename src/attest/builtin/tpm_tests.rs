@@ -6,26 +6,42 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::attest::binding::sha384;
+use crate::config::Wanted;
 
 const RECORDED: &str = include_str!("../../../tests/fixtures/coco/grpc-tpm-affirming.evidence.json");
 /// The runtime data that the recorded evidence is over.
 const RUNTIME_DATA: &str = r#"{"nonce":"bm9uY2U","tng":{"spki-sha256":"7aa74a8a70e691606300dc14244244be5f85bb9db0d8aafa62295a5d6b86d844","v":1}}"#;
 
-fn pinned(evidence: &str) -> TpmReference {
-    let json: Value = serde_json::from_str(evidence).unwrap();
-    let spki = BASE64_STANDARD.decode(json["ak_public"].as_str().unwrap()).unwrap();
-    TpmReference { ak: sha256([&spki[..]]), pcrs: BTreeMap::new() }
+/// Which key and PCRs are accepted.
+#[derive(Clone)]
+struct Pinned {
+    ak: [u8; 32],
+    pcrs: BTreeMap<u8, Vec<[u8; 32]>>,
 }
 
-fn judged(evidence: &str, data: &[u8; 48], reference: &TpmReference) -> &'static str {
-    appraise(evidence.as_bytes(), data, &[reference]).map_or_else(|e| e.reason(), |_| "ok")
+impl Pinned {
+    fn block(&self) -> Reference {
+        let exact = |value: &[u8; 32]| Wanted::Bytes { value: value.to_vec(), mask: vec![0xff; 32] };
+        let pcrs = self.pcrs.iter().map(|(pcr, any)| (PCR_NAMES[usize::from(*pcr)], any.iter().map(exact).collect()));
+        Reference { tee: "tpm", values: pcrs.chain([("ak", vec![exact(&self.ak)])]).collect() }
+    }
+}
+
+fn pinned(evidence: &str) -> Pinned {
+    let json: Value = serde_json::from_str(evidence).unwrap();
+    let spki = BASE64_STANDARD.decode(json["ak_public"].as_str().unwrap()).unwrap();
+    Pinned { ak: sha256([&spki[..]]), pcrs: BTreeMap::new() }
+}
+
+fn judged(evidence: &str, data: &[u8; 48], reference: &Pinned) -> &'static str {
+    appraise(evidence.as_bytes(), data, &[&reference.block()]).map_or_else(|e| e.reason(), |_| "ok")
 }
 
 #[test]
 fn evidence_of_cocos_agent_is_appraised() {
     let data = sha384(RUNTIME_DATA.as_bytes());
     let mut reference = pinned(RECORDED);
-    let appraisal = appraise(RECORDED.as_bytes(), &data, &[&reference]).unwrap();
+    let appraisal = appraise(RECORDED.as_bytes(), &data, &[&reference.block()]).unwrap();
     assert_eq!((appraisal.pcrs.len(), appraisal.pcrs[17].1), (24, [0xff; 32]));
     assert_eq!(judged(RECORDED, &sha384(b"{}"), &reference), "evidence-report-data");
     reference.pcrs.insert(17, vec![[0; 32]]);
@@ -100,11 +116,12 @@ fn a_pinned_key_that_signs_something_else_than_a_quote_is_refused() {
 fn the_first_of_several_references_that_fits_decides() {
     let data = [5; 48];
     let evidence = forged(&attest(0xff54_4347, 0x8018, &data[..32]), &[&"0".repeat(64)]);
-    let fits = TpmReference { pcrs: BTreeMap::from([(0, vec![[0; 32]])]), ..pinned(&evidence) };
-    let other = TpmReference { pcrs: BTreeMap::from([(0, vec![[1; 32]])]), ..pinned(&evidence) };
-    let stranger = TpmReference { ak: [0; 32], ..fits.clone() };
-    let judge = |references: &[&TpmReference]| {
-        appraise(evidence.as_bytes(), &data, references).map_or_else(|e| e.reason(), |_| "ok")
+    let fits = Pinned { pcrs: BTreeMap::from([(0, vec![[0; 32]])]), ..pinned(&evidence) };
+    let other = Pinned { pcrs: BTreeMap::from([(0, vec![[1; 32]])]), ..pinned(&evidence) };
+    let stranger = Pinned { ak: [0; 32], ..fits.clone() };
+    let judge = |references: &[&Pinned]| {
+        let blocks: Vec<_> = references.iter().map(|r| r.block()).collect();
+        appraise(evidence.as_bytes(), &data, &blocks.iter().collect::<Vec<_>>()).map_or_else(|e| e.reason(), |_| "ok")
     };
     assert_eq!(judge(&[&stranger, &other, &fits]), "ok");
     // A good value of another machine's reference does not help.

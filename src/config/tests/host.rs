@@ -78,44 +78,30 @@ fn reference(lines: &str) -> String {
 }
 
 #[test]
-fn reference_values_pin_a_key_and_pcrs() {
+fn reference_values_of_a_tpm_pin_its_key_and_pcrs() {
     let (ak, a, b) = ("ab".repeat(32), "01".repeat(32), "02".repeat(32));
-    let text =
-        reference(&format!("tee = \"tpm\"\nak = \"sha256:{ak}\"\npcrs = {{ 0 = \"{a}\", 7 = [\"{a}\", \"{b}\"] }}"));
-    let verify_of = |text: &str| good(text).config.endpoints[0].ra.verify.clone().unwrap();
-    let VerifyProvider::Builtin { references } = verify_of(&text).provider else { panic!() };
-    let Reference::Tpm(tpm) = &references[0];
-    assert_eq!((tpm.ak, &tpm.pcrs[&7]), ([0xab; 32], &vec![[1; 32], [2; 32]]));
-    verify_of(&reference(&format!("tee = \"tpm\"\nak = \"sha256:{ak}\"")));
+    let text = reference(&format!("tee = \"tpm\"\nak = \"sha256:{ak}\"\npcr0 = \"{a}\"\npcr7 = [\"{a}\", \"{b}\"]"));
+    let loaded = good(&text);
+    let VerifyProvider::Builtin(builtin) = &loaded.config.endpoints[0].ra.verify.as_ref().unwrap().provider else {
+        panic!("{loaded:?}")
+    };
+    let accepts = |field: &str, byte: u8| {
+        builtin.references[0].values[field].iter().any(|w| w.accepts(&Seen::Bytes(vec![byte; 32])))
+    };
+    assert!(accepts("ak", 0xab) && accepts("pcr7", 2) && accepts("pcr0", 1) && !accepts("pcr0", 2));
+    assert!(!warned(&loaded, "no-measurement"));
+    assert!(warned(&good(&reference(&format!("tee = \"tpm\"\nak = \"sha256:{ak}\""))), "no-measurement"));
 
     let at = "ingress[0].verify.reference[0]";
-    let good_key = format!("tee = \"tpm\"\nak = \"sha256:{ak}\"\n");
+    let key = format!("tee = \"tpm\"\nak = \"sha256:{ak}\"\n");
     for (lines, path, reason) in [
-        (format!("ak = \"sha256:{ak}\""), String::new(), "missing"),
-        ("tee = \"tpm\"".to_owned(), String::new(), "missing"),
-        (format!("tee = \"tpn\"\nak = \"sha256:{ak}\""), ".tee".into(), "unknown-value"),
-        (format!("tee = \"tdx\"\nak = \"sha256:{ak}\""), ".tee".into(), "not-in-this-version"),
-        (format!("tee = \"tpm\"\nak = \"{ak}\""), ".ak".into(), "bad-digest"),
-        (format!("tee = \"tpm\"\nak = \"sha256:{}\"", &ak[1..]), ".ak".into(), "bad-digest"),
-        (format!("{good_key}pcrs = {{ 24 = \"{a}\" }}"), ".pcrs.24".into(), "out-of-range"),
-        (format!("{good_key}pcrs = {{ 07 = \"{a}\" }}"), ".pcrs.07".into(), "out-of-range"),
-        (format!("{good_key}pcrs = {{ 7 = \"x\" }}"), ".pcrs.7".into(), "bad-digest"),
-        (format!("{good_key}pcrs = {{ 7 = [\"{a}\", \"\u{e9}\"] }}"), ".pcrs.7[1]".into(), "bad-digest"),
-        (format!("{good_key}pcrs = {{ 7 = [] }}"), ".pcrs.7".into(), "empty"),
-        (format!("{good_key}pcrs = {{ 7 = 1 }}"), ".pcrs.7".into(), "wrong-type"),
-        (format!("{good_key}measurement = \"x\""), ".measurement".into(), "unknown-key"),
+        (format!("tee = \"tpm\"\npcr0 = \"{a}\""), "", "missing"),
+        (format!("tee = \"tpm\"\nak = \"sha512:{ak}\""), ".ak[0]", "bad-reference"),
+        (format!("tee = \"tpm\"\nak = \"sha256:{}\"", &ak[1..]), ".ak", "bad-reference"),
+        (format!("{key}pcr24 = \"{a}\""), ".pcr24", "unknown-key"),
+        (format!("{key}pcr7 = \"sha256:{a}\""), ".pcr7", "bad-reference"),
+        (format!("{key}pcr7 = [\"{a}\", \"\u{e9}\"]"), ".pcr7[1]", "bad-reference"),
     ] {
-        only_error(&reference(&lines), &format!("{at}{path}"), reason);
+        only_error(&reference(&lines), &format!("{at}{}", path.trim_end_matches("[0]")), reason);
     }
-}
-
-#[test]
-fn builtin_needs_references_and_nothing_of_a_service() {
-    only_error(&verify("provider = \"builtin\""), "ingress[0].verify", "missing");
-    only_error(&verify("provider = \"builtin\"\nreference = []"), "ingress[0].verify", "missing");
-    let key = format!("[[ingress.verify.reference]]\ntee = \"tpm\"\nak = \"sha256:{}\"", "ab".repeat(32));
-    let with_service = verify(&format!("provider = \"builtin\"\npolicy_ids = [\"x\"]\n{key}"));
-    only_error(&with_service, "ingress[0].verify.policy_ids", "contradiction");
-    let of_service = verify(&format!("as_addr = \"https://a.example/\"\n{key}"));
-    only_error(&of_service, "ingress[0].verify.reference", "contradiction");
 }

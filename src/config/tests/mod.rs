@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::*;
 
+mod builtin;
 mod conflicts;
 mod files;
 mod host;
