@@ -158,7 +158,7 @@ async fn a_peer_on_tdx_is_let_in_for_its_measurement_and_its_own_key() {
     assert_eq!(reason_or_tee(met(roots(), wants(0xa1), "tdx", honest.clone()).await), "tdx by builtin");
     assert_eq!(reason_or_tee(met(roots(), wants(0xa2), "tdx", honest.clone()).await), "reference-mismatch");
     assert_eq!(reason_or_tee(met(roots(), wants(0xa1), "tdx", relay).await), "evidence-report-data");
-    assert_eq!(reason_or_tee(met(Roots::pinned(), wants(0xa1), "tdx", honest).await), "collateral-invalid");
+    assert_eq!(reason_or_tee(met(Roots::pinned(), wants(0xa1), "tdx", honest).await), "quote-chain");
 }
 
 #[tokio::test]

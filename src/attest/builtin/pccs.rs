@@ -109,4 +109,13 @@ mod tests {
         assert_eq!(der(b"\"3082\"\n"), [0x30, 0x82]);
         assert_eq!(der(&[0x30, 0x82, 0xff]), [0x30, 0x82, 0xff]);
     }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(100_000))]
+
+        #[test]
+        fn no_header_panics(text in "[%0-9a-fé ]{0,40}", body in proptest::collection::vec(0u8..255, 0..40)) {
+            let _ = (percent_decoded(&text), der(&body));
+        }
+    }
 }

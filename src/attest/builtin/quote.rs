@@ -13,18 +13,21 @@ use dcap_qvl::verify::QuoteVerifier;
 use dcap_qvl::{Policy, QuoteClaims, intel};
 use rustls::SignatureScheme;
 use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, pem::PemObject};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::collateral::Collateral;
 use super::store::{Platform, Store};
 use super::{BuiltinError, Finding};
 use crate::attest::binding::sha384;
-use crate::attest::{Clock, clock};
+use crate::attest::{Clock, clock, x509};
 use crate::config::Seen;
 
 /// Intel's SGX Root CA, which TDX has too; README.md beside it says where it is from.
 const ROOT: &[u8] = include_bytes!("intel/sgx-root-ca.pem");
 /// Largest quote taken, bytes; a TLS certificate cannot carry more.
 const MAX_QUOTE: usize = 64 << 10;
+/// Certificates in a quote: platform, its CA, the root.
+const MAX_CHAIN: usize = 4;
 /// Bits of the TD attributes that put a TD under the host's eyes (TDX module ABI, TUD group).
 const TUD: u8 = 0xff;
 /// Bit of the SGX attributes that lets the host debug.
@@ -96,7 +99,7 @@ impl Quotes {
         clock: &Arc<dyn Clock>,
     ) -> Result<Finding, BuiltinError> {
         let raw = raw_quote(evidence)?;
-        let platform = platform(tee, &raw)?;
+        let platform = platform(tee, &raw, &self.root)?;
         let collateral = self.store.get(&platform, clock).await?;
         let claims = verify(&raw, &collateral, clock::unix(clock.now()), &self.root)?;
         if !self.minimum_tcb.contains(&claims.tcb.status.to_string()) {
@@ -120,18 +123,35 @@ fn raw_quote(evidence: &[u8]) -> Result<Vec<u8>, BuiltinError> {
     BASE64_STANDARD.decode(json.quote).map_err(|_| malformed("not base64"))
 }
 
-/// What platform the quote says it is from; not yet verified, it only chooses the collateral.
-fn platform(tee: &'static str, raw: &[u8]) -> Result<Platform, BuiltinError> {
+/// What platform the quote says it is from. The library verifies all of it later; here the platform's certificate is
+/// traced to `root`, so that nobody makes this side ask its PCCS for platforms that do not exist.
+fn platform(tee: &'static str, raw: &[u8], root: &[u8]) -> Result<Platform, BuiltinError> {
     let quote = Quote::parse(raw).map_err(|e| BuiltinError::Quote(shorten(&e)))?;
     let kind = if quote.header.is_sgx() { "sgx" } else { "tdx" };
     if kind != tee {
         return Err(BuiltinError::Quote(format!("a quote of {kind} in evidence of {tee}")));
     }
     let chain = |e: anyhow::Error| BuiltinError::QuoteChain(shorten(&e));
+    if !leads_to(&intel::extract_cert_chain(&quote).map_err(chain)?, root) {
+        return Err(BuiltinError::QuoteChain("it does not end in Intel's root".into()));
+    }
     let fmspc = intel::quote_fmspc_with::<AwsLc>(&quote).map_err(chain)?;
     let ca = intel::quote_ca_with::<AwsLc>(&quote).map_err(chain)?;
     let fmspc = Seen::Bytes(fmspc.to_vec()).to_string().to_ascii_uppercase();
     Ok(Platform { tee, fmspc, ca })
+}
+
+/// Whether each certificate, leaf first, is signed by the next, and the last by `root`.
+fn leads_to(chain: &[Vec<u8>], root: &[u8]) -> bool {
+    let issuers = chain.iter().skip(1).map(Vec::as_slice).chain([root]);
+    let signed = |(cert, issuer): (&Vec<u8>, &[u8])| {
+        let (Ok((_, cert)), Ok((_, issuer))) = (X509Certificate::from_der(cert), X509Certificate::from_der(issuer))
+        else {
+            return false;
+        };
+        x509::signed_by(&cert, issuer.public_key())
+    };
+    (1..=MAX_CHAIN).contains(&chain.len()) && chain.iter().zip(issuers).all(signed)
 }
 
 /// Signatures, chains, revocation, TCB.

@@ -27,7 +27,7 @@ fn real_quotes_verify_at_the_time_of_their_collateral() {
         ("sgx_quote", "sgx", "ConfigurationAndSWHardeningNeeded"),
     ] {
         let (raw, collateral) = (fixture(name), collateral(name));
-        let platform = platform(tee, &raw).unwrap();
+        let platform = platform(tee, &raw, &pinned_root()).unwrap();
         assert_eq!(platform.fmspc, collateral.fmspc, "{name}");
         let claims = check(&raw, &collateral).unwrap();
         assert_eq!(claims.tcb.status.to_string(), status, "{name}");
@@ -43,7 +43,7 @@ fn real_quotes_verify_at_the_time_of_their_collateral() {
 fn the_fields_of_a_real_quote_are_where_intel_puts_them() {
     let raw = fixture("tdx_quote");
     let claims = verify(&raw, &collateral("tdx_quote"), TDX_TIME, &pinned_root()).unwrap();
-    let found = finding("tdx", &platform("tdx", &raw).unwrap(), &claims).unwrap();
+    let found = finding("tdx", &platform("tdx", &raw, &pinned_root()).unwrap(), &claims).unwrap();
     // Header of 48 bytes; offsets of the TD report body by the quoting library's documentation.
     let at = |offset: usize, len: usize| Seen::Bytes(raw[48 + offset..48 + offset + len].to_vec());
     for (field, offset, len) in [
@@ -147,9 +147,15 @@ fn a_platform_that_intel_calls_old_is_refused() {
 #[test]
 fn evidence_names_the_tee_of_its_quote() {
     let json = |raw: &[u8]| format!(r#"{{"quote":"{}"}}"#, BASE64_STANDARD.encode(raw));
+    // Of a maker that is not Intel, and without a certificate.
+    let intel = super::super::test_pki::Intel::new(super::super::test_pki::NOW);
+    let forged = intel.quote(&Default::default());
+    assert_eq!(platform("tdx", &forged, &pinned_root()).unwrap_err().reason(), "quote-chain");
+    assert!(platform("tdx", &forged, &intel.root_der()).is_ok());
+    assert!(!leads_to(&[], &pinned_root()));
     let raw = raw_quote(json(&fixture("sgx_quote")).as_bytes()).unwrap();
-    assert_eq!(platform("tdx", &raw).unwrap_err().reason(), "quote-malformed");
-    assert!(platform("sgx", &raw).is_ok());
+    assert_eq!(platform("tdx", &raw, &pinned_root()).unwrap_err().reason(), "quote-malformed");
+    assert!(platform("sgx", &raw, &pinned_root()).is_ok());
     for bad in ["", "{}", r#"{"quote":1}"#, r#"{"quote":"!"}"#] {
         assert_eq!(raw_quote(bad.as_bytes()).unwrap_err().reason(), "quote-malformed", "{bad}");
     }
@@ -170,8 +176,8 @@ mod properties {
             let mut raw = vec![4, 0, 2, 0, if tdx { 0x81 } else { 0 }, 0, 0, 0];
             if !tdx { raw[0] = 3; }
             raw.extend(&bytes);
-            let _ = platform("tdx", &raw);
-            let _ = platform("sgx", &bytes);
+            let _ = platform("tdx", &raw, &[]);
+            let _ = platform("sgx", &bytes, &[]);
             let _ = raw_quote(&bytes);
         }
     }

@@ -8,6 +8,7 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use super::amd::{self, Root};
 use super::fetch::Fetcher;
@@ -18,6 +19,9 @@ use crate::config::Seen;
 
 /// Certificates of chips kept that the key distribution service gave.
 const MAX_KEPT: usize = 256;
+/// Requests to the key distribution service at once. Anybody can show a report of a chip that does not exist, and the
+/// service refuses who asks too often.
+const MAX_ASKING: usize = 4;
 /// Bit of the guest policy that lets the host debug.
 const POLICY_DEBUG: u64 = 1 << 19;
 
@@ -27,6 +31,7 @@ pub struct Snp {
     files: Vec<Vec<u8>>,
     kds: Option<Fetcher>,
     kept: Mutex<HashMap<String, Vec<u8>>>,
+    asking: Semaphore,
 }
 
 /// A report and the certificates shown with it.
@@ -46,7 +51,7 @@ impl Snp {
                 certificates.push(der.map_err(|e| at(&e))?.to_vec());
             }
         }
-        Ok(Self { roots, files: certificates, kds, kept: Mutex::default() })
+        Ok(Self { roots, files: certificates, kds, kept: Mutex::default(), asking: Semaphore::new(MAX_ASKING) })
     }
 
     /// Requests to the key distribution service.
@@ -89,6 +94,24 @@ impl Snp {
         Ok(None)
     }
 
+    fn kept(&self, path: &str) -> Option<Vec<u8>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+    }
+
+    /// The certificate at `path` of the service, from memory if it was there before.
+    async fn certificate(&self, kds: &Fetcher, path: &str) -> Result<Vec<u8>, BuiltinError> {
+        if let Some(kept) = self.kept(path) {
+            return Ok(kept);
+        }
+        let place = self.asking.acquire().await;
+        let _place = place.map_err(|_| BuiltinError::NoEndorsement("this side ends".into()))?;
+        // Who waited finds what another brought.
+        match self.kept(path) {
+            Some(kept) => Ok(kept),
+            None => Ok(kds.get(path).await?.1.to_vec()),
+        }
+    }
+
     /// With the certificate that AMD's service gives for the chip.
     async fn online(&self, report: &Report, clock: &dyn Clock) -> Result<amd::Endorsed, BuiltinError> {
         let Some(kds) = &self.kds else {
@@ -100,16 +123,12 @@ impl Snp {
         let mut last = BuiltinError::NoEndorsement("the chip's generation is unknown".into());
         for product in products(report) {
             let path = kds_path(report, product);
-            let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&path).cloned();
-            let certificate = match kept {
-                Some(certificate) => certificate,
-                None => match kds.get(&path).await {
-                    Ok((_, body)) => body.to_vec(),
-                    Err(e) => {
-                        last = e;
-                        continue;
-                    }
-                },
+            let certificate = match self.certificate(kds, &path).await {
+                Ok(certificate) => certificate,
+                Err(e) => {
+                    last = e;
+                    continue;
+                }
             };
             let endorsed = amd::endorse(report, std::slice::from_ref(&certificate), &self.roots, clock.now())?;
             let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

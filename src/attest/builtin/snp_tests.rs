@@ -159,3 +159,20 @@ async fn amds_service_gives_what_the_evidence_lacks_once() {
     let evidence = amd.evidence(&Guest::default(), false);
     assert_eq!(slug(&gone, &evidence).await, "collateral-unreachable");
 }
+
+mod properties {
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3_000))]
+
+        #[test]
+        fn no_changed_evidence_panics(at in 0usize..1_000_000, value in any::<u8>(), cut in any::<bool>()) {
+            let mut text = include_bytes!("../../../tests/fixtures/quotes/snp_milan_evidence.json").to_vec();
+            let at = at % text.len();
+            text[at] = value;
+            if cut { text.truncate(at); }
+            let _ = super::shown(&text);
+        }
+    }
+}

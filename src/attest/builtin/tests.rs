@@ -103,8 +103,7 @@ async fn the_roots_of_others_are_refused() {
     let world = World::new();
     let pinned = BuiltinVerifier::new(&world.config(), DEFAULT_INGRESS_MARK, at(NOW)).unwrap();
     assert_eq!(slug(&pinned, &world.snp(&Guest::default(), true)).await, "snp-chain");
-    // The files of the test's maker are not Intel's.
-    assert_eq!(slug(&pinned, &world.tdx(&Td::default())).await, "collateral-invalid");
+    assert_eq!(slug(&pinned, &world.tdx(&Td::default())).await, "quote-chain");
 }
 
 #[tokio::test]
