@@ -6,7 +6,7 @@
 CARGO ?= cargo
 # What building needs beside Rust, what the tests and the demonstration run, and what the benchmark compares tng with.
 BUILD_PACKAGES := gcc libc6-dev make cmake
-TEST_PACKAGES  := $(BUILD_PACKAGES) nftables iproute2 util-linux procps conntrack curl nginx-light redis-server redis-tools tcpdump python3 python3-prometheus-client man-db
+TEST_PACKAGES  := $(BUILD_PACKAGES) nftables iproute2 util-linux procps conntrack curl nginx-light redis-server redis-tools tcpdump python3 python3-prometheus-client man-db swtpm
 # What `make deb`, `make repo` and `make lintian` run.
 DEB_PACKAGES   := $(BUILD_PACKAGES) debhelper dpkg-dev git util-linux
 REPO_PACKAGES  := apt-utils gnupg

@@ -213,7 +213,8 @@ impl AsVerifier {
     }
 }
 
-fn dialer(mark: Mark, timeout: Duration) -> Result<Dialer, String> {
+/// Connects with the mark, where this process may mark.
+pub(super) fn dialer(mark: Mark, timeout: Duration) -> Result<Dialer, String> {
     let mark = match probe_mark(mark) {
         Ok(()) => MarkPolicy::Required(mark),
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => MarkPolicy::Unmarked,
@@ -223,13 +224,14 @@ fn dialer(mark: Mark, timeout: Duration) -> Result<Dialer, String> {
     Ok(Dialer { mark, connect_timeout: timeout / 3 })
 }
 
-fn client(https: bool, dialer: Dialer) -> Result<Client<HttpsConnector<Connector>, Full<Bytes>>, String> {
+/// An HTTP client over `dialer`.
+pub(super) fn client(https: bool, dialer: Dialer) -> Result<Client<HttpsConnector<Connector>, Full<Bytes>>, String> {
     let mut roots = rustls::RootCertStore::empty();
     // Loading the system's roots costs 35 ms; a plain-http service needs none.
     if https {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if roots.is_empty() {
-            return Err("as_addr is https and the system has no root certificates".into());
+            return Err("the service is https and the system has no root certificates".into());
         }
     }
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))

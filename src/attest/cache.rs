@@ -156,6 +156,7 @@ mod tests {
             verifier: "sample".into(),
             trust_anchor: "none".into(),
             sample: true,
+            claims: Default::default(),
             appraised_at: now,
             expires_at: ends,
         }

@@ -1,5 +1,8 @@
 //! Why there is no evidence, and why evidence was refused.
 
+use super::builtin::tpm::TpmRefusal;
+use super::host::HostError;
+
 /// Why this side could not get evidence about itself.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum AttestError {
@@ -23,6 +26,9 @@ pub enum AttestError {
     /// The agent's answer is not what the protocol allows.
     #[error("attestation agent sent garbage: {0}")]
     AaGarbage(&'static str),
+    /// The host's own evidence could not be made.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// Key or certificate could not be made.
     #[error("certificate could not be made: {0}")]
     Certificate(String),
@@ -40,6 +46,7 @@ impl AttestError {
             Self::AaError { .. } => "aa-error",
             Self::AaNoTeeType => "aa-no-tee-type",
             Self::AaGarbage(_) => "aa-garbage",
+            Self::Host(e) => e.reason(),
             Self::Certificate(_) => "certificate-failed",
             Self::Pending => "evidence-pending",
         }
@@ -55,6 +62,9 @@ pub enum VerifyError {
     /// The sample verifier knows only the sample TEE.
     #[error("the sample verifier cannot appraise TEE `{0}`")]
     TeeUnsupported(String),
+    /// A TPM's quote was refused.
+    #[error(transparent)]
+    Tpm(#[from] TpmRefusal),
     /// The evidence's report data is not the digest of the runtime data.
     #[error("the evidence is bound to other runtime data")]
     ReportData,
@@ -122,6 +132,9 @@ pub enum VerifyError {
     /// The token is not signed with ES256.
     #[error("token algorithm is not ES256")]
     TokenAlg,
+    /// The appraisal in process refused it, or could not be made.
+    #[error("{0}")]
+    Builtin(#[from] super::BuiltinError),
     /// Too many appraisals are under way.
     #[error("too many appraisals at once")]
     Busy,
@@ -133,10 +146,14 @@ pub enum VerifyError {
 impl VerifyError {
     /// Whether it is a finding about the peer; all else may be different when asked again.
     pub fn is_about_peer(&self) -> bool {
+        if let Self::Builtin(e) = self {
+            return e.is_about_peer();
+        }
         matches!(
             self,
             Self::SampleTeeRefused(_)
                 | Self::TeeUnsupported(_)
+                | Self::Tpm(_)
                 | Self::ReportData
                 | Self::Malformed(_)
                 | Self::AsRejected(_)
@@ -152,6 +169,7 @@ impl VerifyError {
         match self {
             Self::SampleTeeRefused(_) => "sample-tee-refused",
             Self::TeeUnsupported(_) => "sample-tee-unsupported",
+            Self::Tpm(e) => e.reason(),
             Self::ReportData => "evidence-report-data",
             Self::Malformed(_) => "evidence-malformed",
             Self::AsUnreachable(_) => "as-unreachable",
@@ -171,6 +189,7 @@ impl VerifyError {
             Self::TokenStatusContraindicated(_) => "token-status-contraindicated",
             Self::TokenMalformed(_) => "token-malformed",
             Self::TokenAlg => "token-alg",
+            Self::Builtin(e) => e.reason(),
             Self::Busy => "verify-busy",
             Self::Internal => "verify-internal",
         }

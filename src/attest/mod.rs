@@ -4,16 +4,20 @@ mod aa;
 mod anchors;
 mod as_rest;
 mod binding;
+pub mod builtin;
 mod cache;
 mod clock;
 mod connector;
 mod error;
 mod evidence;
+pub mod host;
 mod sample;
 mod token;
+pub mod tpm;
 mod ttrpc;
 pub mod x509;
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -21,6 +25,8 @@ use async_trait::async_trait;
 pub use aa::AaAttester;
 pub use as_rest::{AsSeen, AsVerifier};
 pub use binding::{RuntimeData, json_contains};
+pub(crate) use builtin::collateral_problem;
+pub use builtin::{BuiltinError, BuiltinVerifier};
 pub use cache::{CacheKey, VerdictCache};
 pub use clock::{Clock, SystemClock};
 pub use error::{AttestError, VerifyError};
@@ -35,12 +41,14 @@ pub struct Verdict {
     pub tee: String,
     /// Policies the appraisal was made under.
     pub policy_ids: Vec<String>,
-    /// Who appraised: `as` or `sample`.
+    /// Who appraised: `as`, `builtin` or `sample`.
     pub verifier: String,
     /// What the trust in the appraisal rests on, in words (`CN=... (file)`, `JWKS of ...`, `none`).
     pub trust_anchor: String,
     /// Whether the TEE is one that proves nothing (`sample`, `sampledevice`).
     pub sample: bool,
+    /// What the evidence says of the peer: measurements, versions. Bounded, printable.
+    pub claims: BTreeMap<String, String>,
     /// When it was made.
     pub appraised_at: SystemTime,
     /// When it ends: the earliest of token, certificate and `verdict_ttl`.

@@ -89,6 +89,7 @@ impl Verifier for SampleVerifier {
             verifier: "sample".into(),
             trust_anchor: "none".into(),
             sample: true,
+            claims: Default::default(),
             appraised_at: now,
             expires_at: now + Self::LIFETIME,
         })

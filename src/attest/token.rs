@@ -158,6 +158,7 @@ fn appraised(
         verifier: "as".into(),
         trust_anchor: trust_anchor.into(),
         sample,
+        claims: Default::default(),
         appraised_at: now,
         expires_at,
     })

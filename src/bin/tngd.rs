@@ -4,8 +4,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use tng::attest::host::HostProvider;
+use tng::attest::tpm::transport::TpmAddress;
 use tng::capture::apply;
 use tng::config;
+use tng::daemon::evidence_command::{self, EvidenceOptions};
 use tng::daemon::guard_command::{self, GuardOptions};
 use tng::daemon::lifecycle::{self, ServeOptions};
 use tng::daemon::{self, Paths, supervisor};
@@ -67,6 +70,27 @@ enum Command {
         /// User the data plane runs as (default: tng, or root where there is no such user)
         #[arg(long)]
         owner: Option<String>,
+    },
+    /// Make evidence of this host for one connection, which is the standard input (tng-evidence@.service)
+    Evidence {
+        /// Make it here and now and show it, for the peers' reference values: tsm or tpm
+        #[arg(long, value_name = "PROVIDER", value_parser = evidence_command::provider)]
+        show: Option<HostProvider>,
+        /// Directory of the kernel's report interface
+        #[arg(long, value_name = "DIRECTORY", default_value = tng::attest::host::tsm::ROOT)]
+        tsm_root: std::path::PathBuf,
+        /// Device of the TPM, or unix:// and the socket of a swtpm
+        #[arg(long, value_name = "ADDRESS", default_value = "/dev/tpmrm0", value_parser = evidence_command::tpm_address)]
+        tpm_device: TpmAddress,
+        /// Attestation key: ecc, rsa, or a persistent handle as 0x81010002
+        #[arg(long, value_name = "KEY", default_value = "ecc")]
+        tpm_ak: String,
+        /// Hierarchy of an ecc or rsa key: endorsement or owner
+        #[arg(long, value_name = "HIERARCHY", default_value = "endorsement")]
+        tpm_hierarchy: String,
+        /// PCRs that are quoted, as 0,1,7 (default: all 24)
+        #[arg(long, value_name = "LIST", value_delimiter = ',')]
+        tpm_pcrs: Vec<u8>,
     },
     /// Steps of the systemd units
     #[command(hide = true)]
@@ -141,7 +165,13 @@ macro_rules! failure_from {
         }
     )* };
 }
-failure_from!(lifecycle::ServeError, supervisor::RunError, guard_command::GuardCommandError, units::UnitError);
+failure_from!(
+    lifecycle::ServeError,
+    supervisor::RunError,
+    guard_command::GuardCommandError,
+    evidence_command::EvidenceCommandError,
+    units::UnitError
+);
 
 impl From<config::Report> for Failure {
     fn from(report: config::Report) -> Self {
@@ -221,6 +251,15 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
                 daemon::init_logging();
             }
             units::net_down(&Paths::current(), &config::instance_path(&instance)?, unless_shutdown)?;
+            Ok(0)
+        }
+        Command::Evidence { show, tsm_root, tpm_device, tpm_ak, tpm_hierarchy, tpm_pcrs } => {
+            daemon::init_logging();
+            let options = EvidenceOptions::new(tsm_root, tpm_device, &tpm_ak, &tpm_hierarchy, tpm_pcrs)?;
+            match show {
+                Some(provider) => print!("{}", evidence_command::show(&options, provider)?),
+                None => evidence_command::serve(&options)?,
+            }
             Ok(0)
         }
         Command::Unit { command } => {

@@ -10,7 +10,8 @@ use super::diagnostics::{Sink, quote, suggest};
 use super::raw::{RawAttest, RawEndpoint, RawVerify};
 use super::reader::{At, Free, Hidden};
 use super::values::duration;
-use super::{AsRest, Attest, AttestProvider, Ra, Side, Verify, VerifyProvider};
+use super::{AsRest, Attest, AttestProvider, Ra, Side, Verify, VerifyProvider, check_host};
+use crate::attest::host::HostProvider;
 
 /// Certificates that carry evidence live six hours; older evidence would outlive its certificate.
 const MAX_REFRESH: Duration = Duration::from_secs(6 * 3600);
@@ -51,7 +52,7 @@ pub(super) fn ra(endpoint: &At<RawEndpoint>, side: Side, sink: &mut Sink<'_>) ->
 }
 
 /// A word out of a fixed list; those of later versions are refused in their own words.
-fn choice<'r>(
+pub(super) fn choice<'r>(
     raw: Option<&'r At<String>>,
     default: &'r str,
     now: &[&str],
@@ -77,7 +78,10 @@ fn attest_of(raw: &At<RawAttest>, sink: &mut Sink<'_>) -> Option<Attest> {
     let model = choice(model.as_ref(), "background_check", &["background_check"], &["passport"], sink);
     let refresh = duration(refresh_interval.as_ref(), DEFAULT_REFRESH, Duration::ZERO, MAX_REFRESH, sink);
     let default = if aa_addr.is_some() { "aa" } else { "" };
-    let provider = match choice(provider.as_ref(), default, &["aa", "sample"], &["asr", "tsm", "tpm"], sink)? {
+    check_host::misplaced(raw, sink);
+    let provider = match choice(provider.as_ref(), default, &["aa", "tsm", "tpm", "sample"], &["asr"], sink)? {
+        "tsm" => check_host::provider(raw, HostProvider::Tsm, sink),
+        "tpm" => check_host::provider(raw, HostProvider::Tpm, sink),
         "sample" => {
             let message = "provider = \"sample\": this evidence proves nothing";
             sink.warn(at, "sample", message, "for trials only; on a TEE name the attestation agent in `aa_addr`");
@@ -103,7 +107,7 @@ fn attest_of(raw: &At<RawAttest>, sink: &mut Sink<'_>) -> Option<Attest> {
 }
 
 /// `unix:///absolute/path`, as the attestation agent itself writes it.
-fn socket(raw: &At<String>, sink: &mut Sink<'_>) -> Option<PathBuf> {
+pub(super) fn socket(raw: &At<String>, sink: &mut Sink<'_>) -> Option<PathBuf> {
     // sun_path holds 108 bytes with the closing NUL.
     let path = raw.value.strip_prefix("unix://").filter(|p| p.starts_with('/') && p.len() < 108);
     let path = path.filter(|p| !p.contains('\0') && !p.ends_with('/'));
@@ -130,8 +134,14 @@ fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
         sink.warn(&allow.at, "sample", message, "for trials only; remove it where peers run on a TEE");
     }
     let default = if v.as_addr.is_some() { "as" } else { "" };
-    let provider = choice(v.provider.as_ref(), default, &["as", "sample"], &["builtin"], sink)?;
-    let (provider, policy_ids) = if provider == "sample" {
+    let provider = choice(v.provider.as_ref(), default, &["as", "builtin", "sample"], &[], sink)?;
+    if provider != "builtin" {
+        for (key, at) in super::check_builtin::keys(v) {
+            let message = format!("`{key}` goes with provider = \"builtin\" only");
+            sink.error(at, "contradiction", message, format!("remove `{key}`, or use provider = \"builtin\""));
+        }
+    }
+    let (provider, policy_ids) = if provider != "as" && !provider.is_empty() {
         let as_only = [
             ("as_addr", v.as_addr.as_ref().map(|a| &a.at)),
             ("as_type", v.as_type.as_ref().map(|a| &a.at)),
@@ -142,14 +152,17 @@ fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
             ("as_timeout", v.as_timeout.as_ref().map(|a| &a.at)),
         ];
         for (key, at) in as_only.into_iter().filter_map(|(key, at)| Some((key, at?))) {
-            let message = format!("`{key}` with provider = \"sample\", which asks no attestation service");
+            let message = format!("`{key}` with provider = \"{provider}\", which asks no attestation service");
             sink.error(at, "contradiction", message, format!("remove `{key}`, or use provider = \"as\""));
         }
-        if !allow_sample {
+        if provider == "sample" && !allow_sample {
             let message = "provider = \"sample\" without allow_sample = true: every peer will be refused";
             sink.warn(&raw.at, "sample", message, "add allow_sample = true for a trial, or use provider = \"as\"");
         }
-        (Some(VerifyProvider::Sample), Some(Vec::new()))
+        match provider {
+            "builtin" => (super::check_builtin::builtin(raw, sink).map(VerifyProvider::Builtin), Some(Vec::new())),
+            _ => (Some(VerifyProvider::Sample), Some(Vec::new())),
+        }
     } else {
         let policies = v.policy_ids.as_ref().map_or(Some(vec!["default".to_owned()]), |a| policies(a, sink));
         (attestation_service(raw, sink).map(VerifyProvider::As), policies)
@@ -294,7 +307,7 @@ fn trusted_certs(raw: &At<Vec<At<String>>>, sink: &mut Sink<'_>) -> Option<Vec<P
 }
 
 /// Whether a file holds PEM certificates and nothing that cannot be read.
-fn pem_file(path: &Path) -> Result<(), (String, &'static str)> {
+pub(super) fn pem_file(path: &Path) -> Result<(), (String, &'static str)> {
     if !path.is_absolute() {
         return Err(("is not an absolute path".into(), "write the whole path: \"/etc/tng/as-ca.pem\""));
     }

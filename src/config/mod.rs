@@ -3,7 +3,10 @@
 //!
 //! [`load`] reads a file; on a mistake the [`Report`] holds every [`Diagnostic`] at once.
 
+mod builtin;
 mod check;
+mod check_builtin;
+mod check_host;
 mod check_netfilter;
 mod check_ra;
 mod conflicts;
@@ -19,6 +22,8 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use builtin::from_hex;
+pub use builtin::{Builtin, Kind, Reference, Seen, TCB_STATUSES, VOCABULARY, Wanted};
 pub use conflicts::conflicts_between;
 pub use diagnostics::{Diagnostic, Report, Severity};
 pub use load::{

@@ -2,6 +2,7 @@
 
 use toml::de::DeValue;
 
+use super::check_builtin::OneOrMore;
 use super::diagnostics::{Place, Sink};
 use super::reader::{self, At, Free, FromToml, Hidden, Scalar, raw_table};
 
@@ -59,7 +60,18 @@ raw_table! {
 
 raw_table! {
     /// `[*.attest]`
-    RawAttest { provider: String, aa_addr: String, refresh_interval: String, model: String, } later { "asr_addr" }
+    RawAttest {
+        provider: String,
+        aa_addr: String,
+        refresh_interval: String,
+        model: String,
+        evidence_addr: String,
+        tsm_root: String,
+        tpm_device: String,
+        tpm_ak: String,
+        tpm_hierarchy: String,
+        tpm_pcrs: Vec<At<i64>>,
+    } later { "asr_addr" }
 }
 
 raw_table! {
@@ -76,6 +88,14 @@ raw_table! {
         verdict_ttl: String,
         as_insecure: bool,
         as_timeout: String,
+        collateral: Vec<At<String>>,
+        pccs_addr: String,
+        minimum_tcb: Vec<At<String>>,
+        amd_certs: Vec<At<String>>,
+        kds_addr: String,
+        allow_debug: bool,
+        fetch_timeout: String,
+        reference: Vec<At<Free<OneOrMore>>>,
     } later { "require_session_binding" }
 }
 

@@ -127,6 +127,10 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
     if let Some(attest) = &e.ra.attest {
         let from = match &attest.provider {
             AttestProvider::Aa { socket } => format!("agent at {}", socket.display()),
+            AttestProvider::Helper { socket, provider } => {
+                format!("{} through the helper at {}", provider.name(), socket.display())
+            }
+            AttestProvider::Direct(source) => format!("{} in this process", source.provider().name()),
             AttestProvider::Sample => "sample (proves nothing)".to_owned(),
         };
         line("    attest", &format!("{from}, new every {}", show_duration(attest.refresh_interval)));
@@ -139,6 +143,11 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
                     n => format!("anchors from {n} file(s)"),
                 };
                 format!("service at {}, policy {}, {anchors}", a.addr, verify.policy_ids.join(" "))
+            }
+            VerifyProvider::Builtin(b) => {
+                let tees: std::collections::BTreeSet<_> = b.references.iter().map(|r| r.tee).collect();
+                let tees = tees.into_iter().collect::<Vec<_>>().join(" ");
+                format!("in process, {} reference(s) {tees}, TCB {}", b.references.len(), b.minimum_tcb.join(" "))
             }
             VerifyProvider::Sample => "sample".to_owned(),
         };

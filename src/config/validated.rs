@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::attest::host::{HostProvider, HostSource};
+
 /// The low half of the packet mark is tng's; the upper half belongs to others and is kept.
 pub const MARK_MASK: u32 = 0xffff;
 /// Mark of the egress's sockets to the service (565, what TNG has always used).
@@ -277,6 +279,15 @@ pub enum AttestProvider {
         /// Path of the socket.
         socket: PathBuf,
     },
+    /// The host's own evidence, made by root's helper.
+    Helper {
+        /// Path of the helper's socket.
+        socket: PathBuf,
+        /// What it is asked for.
+        provider: HostProvider,
+    },
+    /// The host's own evidence, made in process, which needs root's rights.
+    Direct(HostSource),
     /// Evidence made in process that proves nothing.
     Sample,
 }
@@ -299,6 +310,8 @@ pub struct Verify {
 pub enum VerifyProvider {
     /// A CoCo Attestation Service over REST.
     As(AsRest),
+    /// In process, against reference values.
+    Builtin(super::Builtin),
     /// In process, knows only the sample TEE.
     Sample,
 }

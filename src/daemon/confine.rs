@@ -1,5 +1,5 @@
 //! A second wall around the data plane (landlock(7)): whoever takes over the process reads what serving needs and
-//! nothing else, and writes, creates and executes nothing. It also holds where uid 0 runs the data plane, whom file
+//! nothing else, and writes, creates and executes nothing (but a TPM or configfs-tsm that it was told to use itself). It also holds where uid 0 runs the data plane, whom file
 //! modes do not keep from `/etc/shadow`.
 //!
 //! Connecting to unix sockets by path (attestation agent, journal, service manager) is not restricted. What the kernel
@@ -15,7 +15,8 @@ use landlock::{
 };
 
 use super::Paths;
-use crate::config::{Config, InstanceName, Report, VerifyProvider};
+use crate::attest::host::HostSource;
+use crate::config::{AttestProvider, Config, InstanceName, Report, VerifyProvider};
 
 /// The newest interface whose rights were thought through here; a newer one could forbid what serving needs.
 const NEWEST: ABI = ABI::V6;
@@ -86,7 +87,7 @@ impl Confinement {
 /// Confines the calling thread and all that it starts. Call it when sockets are bound and privileges dropped, before
 /// the first thread. A kernel without Landlock, or one that refuses, is logged and not an error.
 pub fn confine(paths: &Paths, config: &Config) -> Confinement {
-    let abi = match restrict(&readable(paths, config)) {
+    let abi = match restrict(&readable(paths, config), &writable(config)) {
         Ok(abi) => abi,
         Err(error) => {
             tracing::warn!(reason = "landlock-failed", %error, "the data plane is not confined by Landlock");
@@ -98,13 +99,23 @@ pub fn confine(paths: &Paths, config: &Config) -> Confinement {
     confinement
 }
 
-fn restrict(readable: &[PathBuf]) -> Result<Option<i32>, RulesetError> {
+/// Leaves nothing of the file system but `directory`, in which directories may be made and files be written. Descriptors
+/// that are open stay usable.
+pub(super) fn confine_to(directory: &Path) {
+    if let Err(error) = restrict(&[], &[directory.to_owned()]) {
+        tracing::warn!(reason = "landlock-failed", %error, "the helper is not confined by Landlock");
+    }
+}
+
+fn restrict(readable: &[PathBuf], writable: &[PathBuf]) -> Result<Option<i32>, RulesetError> {
     let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
+    let write = read | make_bitflags!(AccessFs::{WriteFile | MakeDir | RemoveDir});
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(NEWEST))?
         .scope(scopes(std::env::var_os("NOTIFY_SOCKET").as_deref()))?
         .create()?
         .add_rules(path_beneath_rules(readable, read))?
+        .add_rules(path_beneath_rules(writable, write))?
         .restrict_self()?;
     Ok(match (status.ruleset, status.landlock) {
         (RulesetStatus::NotEnforced, _) => None,
@@ -145,11 +156,23 @@ fn readable(paths: &Paths, config: &Config) -> Vec<PathBuf> {
     all
 }
 
+/// What evidence is made with where the configuration asks for it to be made in this process.
+fn writable(config: &Config) -> Vec<PathBuf> {
+    let attest = config.endpoints.iter().filter_map(|e| e.ra.attest.as_ref());
+    let path = |provider: &AttestProvider| match provider {
+        AttestProvider::Direct(HostSource::Tsm(settings)) => Some(settings.root.clone()),
+        AttestProvider::Direct(HostSource::Tpm(settings)) => Some(settings.address.path().to_owned()),
+        _ => None,
+    };
+    attest.filter_map(|a| path(&a.provider)).collect()
+}
+
 /// Files that a configuration names, and itself.
 fn files_of(config: &Config) -> Vec<PathBuf> {
     let verify = config.endpoints.iter().filter_map(|e| e.ra.verify.as_ref());
     let anchors = verify.flat_map(|v| match &v.provider {
         VerifyProvider::As(rest) => rest.trusted_certs.clone(),
+        VerifyProvider::Builtin(b) => [b.collateral.as_slice(), &b.amd_certs].concat(),
         VerifyProvider::Sample => Vec::new(),
     });
     std::path::absolute(&config.source).into_iter().chain(anchors).collect()

@@ -20,10 +20,13 @@ impl EndpointView {
             traffic,
             attest: attest.as_ref().map(|a| match &a.provider {
                 AttestProvider::Aa { socket } => format!("aa {}", socket.display()),
+                AttestProvider::Helper { socket, provider } => format!("{} {}", provider.name(), socket.display()),
+                AttestProvider::Direct(source) => source.provider().name().to_owned(),
                 AttestProvider::Sample => "sample".to_owned(),
             }),
             verify: verify.as_ref().map(|v| match &v.provider {
                 VerifyProvider::As(rest) => format!("as {} ({})", rest.addr, v.policy_ids.join(", ")),
+                VerifyProvider::Builtin(b) => format!("builtin ({} reference(s))", b.references.len()),
                 VerifyProvider::Sample => "sample".to_owned(),
             }),
             no_ra: attest.is_none() && verify.is_none(),

@@ -8,6 +8,7 @@ mod dataplane;
 mod dataplane_error;
 mod describe;
 mod endpoint;
+pub mod evidence_command;
 pub(crate) mod fdstore;
 mod gate;
 pub mod guard_command;

@@ -18,9 +18,10 @@ use super::peer::PeerCertificate;
 use super::standing::{Renew, Standing, Standings};
 use super::status::{AttestStatus, Ledger, TlsStatus, VerifyStatus, unix};
 use super::{Alpn, Channel, ChannelError, Peer, PeerError, config, peer};
+use crate::attest::host::{DirectAttester, HelperAttester};
 use crate::attest::{
-    AaAttester, AsVerifier, Attester, CacheKey, Clock, SampleAttester, SampleVerifier, SystemClock, Verdict,
-    VerdictCache, Verifier, VerifyError,
+    AaAttester, AsVerifier, Attester, BuiltinVerifier, CacheKey, Clock, SampleAttester, SampleVerifier, SystemClock,
+    Verdict, VerdictCache, Verifier, VerifyError,
 };
 use crate::config::{AttestProvider, DEFAULT_INGRESS_MARK, Endpoint, Mark, Mode, Side, Verify, VerifyProvider};
 
@@ -244,6 +245,10 @@ impl EndpointTls {
 fn attester(provider: &AttestProvider, timeout: Duration) -> Arc<dyn Attester> {
     match provider {
         AttestProvider::Sample => Arc::new(SampleAttester),
+        AttestProvider::Helper { socket, provider } => {
+            Arc::new(HelperAttester::new(socket, *provider, timeout * 2 / 3))
+        }
+        AttestProvider::Direct(source) => Arc::new(DirectAttester::new(source.clone(), timeout * 2 / 3)),
         // Less than a handshake may take, so that one that waits for the first evidence learns why there is none.
         AttestProvider::Aa { socket } => Arc::new(AaAttester::new(socket, timeout * 2 / 3)),
     }
@@ -264,6 +269,9 @@ impl Appraisal {
         let verifier: Arc<dyn Verifier> = match &verify.provider {
             VerifyProvider::Sample => {
                 Arc::new(SampleVerifier::new(verify.allow_sample, verify.policy_ids.clone(), clock.clone()))
+            }
+            VerifyProvider::Builtin(builtin) => {
+                Arc::new(BuiltinVerifier::new(builtin, service_mark(endpoint), clock.clone()).map_err(setup)?)
             }
             VerifyProvider::As(rest) => {
                 Arc::new(AsVerifier::new(verify, rest, service_mark(endpoint), clock.clone()).map_err(setup)?)

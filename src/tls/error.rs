@@ -63,6 +63,7 @@ impl ChannelError {
         use VerifyError as V;
         match self {
             Self::HandshakeTimeout => true,
+            Self::Verify(V::Builtin(e)) => matches!(e, crate::attest::BuiltinError::Fetch { .. }),
             Self::Verify(e) => matches!(e, V::AsUnreachable(_) | V::AsTls(_) | V::AsTimeout | V::Busy | V::Internal),
             _ => false,
         }

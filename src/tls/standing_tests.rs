@@ -32,6 +32,7 @@ fn verdict(now: SystemTime, ttl: Duration) -> Arc<Verdict> {
         verifier: "as".into(),
         trust_anchor: "test".into(),
         sample: false,
+        claims: Default::default(),
         appraised_at: now,
         expires_at: now + ttl,
     })

@@ -71,9 +71,16 @@ pub fn apt_install(pair: &Pair) {
             String::new()
         });
         pair.point(&format!("{}: units are known, and no instance runs", host.name), || {
-            for unit in
-                ["tng@.socket", "tng@.service", "tng-guard@.service", "tng.target", "tng.slice", "tng-aa-proxy.socket"]
-            {
+            for unit in [
+                "tng@.socket",
+                "tng@.service",
+                "tng-guard@.service",
+                "tng.target",
+                "tng.slice",
+                "tng-aa-proxy.socket",
+                "tng-evidence.socket",
+                "tng-evidence@.service",
+            ] {
                 host.sh(&format!("systemctl cat {unit}"));
             }
             assert_eq!(host.sh("systemctl list-units --no-legend --plain 'tng@*' 'tng-guard@*'"), "");

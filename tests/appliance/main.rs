@@ -18,6 +18,7 @@ mod netns;
 mod agent;
 mod boot;
 mod container;
+mod evidence;
 mod failures;
 mod hardening;
 mod install;
@@ -100,13 +101,14 @@ fn scenarios(pair: &Pair) {
     install::apt_install(pair);
     readme::follow(pair);
     tunnel::first_steps(pair);
-    let all: [(&str, Scenario); 8] = [
+    let all: [(&str, Scenario); 9] = [
         ("journal", tunnel::journal_has_fields),
         ("hardening", hardening::confined),
         ("failures", failures::fail_closed),
         ("reload", reload::reloads),
         ("stop", stop::stops),
         ("agent", agent::reachable),
+        ("evidence", evidence::helper),
         ("boot", boot::boots),
         ("upgrade", upgrade::upgrades),
     ];

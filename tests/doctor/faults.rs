@@ -3,6 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use tng::attest::VerifyError;
+use tng::attest::host::{HostError, HostEvidence};
 use tng::ctl::Style;
 use tng::ctl::doctor::{AgentError, Check, Ran, Rules, Severity, doctor};
 
@@ -283,6 +284,33 @@ const FAULTS: &[Fault] = &[
         "garbage",
         "journalctl",
     ),
+    (
+        Check::EvidenceHelper,
+        Severity::Error,
+        |h| own_evidence(h),
+        "evidence.sock: No such file",
+        "systemctl enable --now tng-evidence.socket",
+    ),
+    (
+        Check::EvidenceHelper,
+        Severity::Error,
+        |h| {
+            own_evidence(h);
+            h.write("/run/tng/evidence.sock", "");
+        },
+        "not a socket",
+        "tng-evidence.socket",
+    ),
+    (
+        Check::EvidenceHelper,
+        Severity::Error,
+        |h| {
+            own_evidence(h);
+            helper(h, || Err(HostError::TpmUnreachable("/dev/tpmrm0: gone".into())));
+        },
+        "[tpm-unreachable]",
+        "dmesg",
+    ),
     (Check::Tee, Severity::Warning, |h| h.remove("/dev/tdx_guest"), "no TEE", "modprobe"),
     (Check::Tee, Severity::Warning, |h| h.agent = Ok("sample".into()), "TEE is sample", ""),
     (
@@ -396,6 +424,31 @@ fn a_stopped_instance_is_a_note_unless_its_rules_are_left() {
     host.rules().capture_table = true;
     let found = host.worst(Check::RulesPresent);
     assert!(found.severity == Severity::Error && found.fix.contains("tngd net down in"), "{found:?}");
+}
+
+/// The instance attests with its own TPM.
+fn own_evidence(h: &mut FakeHost) {
+    let text = std::fs::read_to_string(tng::ctl::doctor::Host::path(h, "/etc/tng/in.toml")).expect("config");
+    h.config(&text.replace("aa_addr = \"unix:///run/tng/aa.sock\"", "provider = \"tpm\""));
+}
+
+/// A helper that answers one request so.
+fn helper(h: &FakeHost, outcome: fn() -> Result<HostEvidence, HostError>) {
+    let path = tng::ctl::doctor::Host::path(h, "/run/tng/evidence.sock");
+    let listener = std::os::unix::net::UnixListener::bind(path).expect("socket");
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("accept");
+        tng::attest::host::helper::serve(&mut stream, |_, _| outcome()).expect("served");
+    });
+}
+
+#[test]
+fn a_helper_that_makes_evidence_is_well() {
+    let mut host = FakeHost::new();
+    own_evidence(&mut host);
+    helper(&host, || Ok(HostEvidence { tee: "tpm".into(), evidence: "{}".into() }));
+    let found = host.worst(Check::EvidenceHelper);
+    assert!(found.severity == Severity::Ok && found.what.contains("TEE tpm"), "{found:?}");
 }
 
 #[test]

@@ -4,8 +4,10 @@ use std::path::Path;
 
 use super::*;
 
+mod builtin;
 mod conflicts;
 mod files;
+mod host;
 mod positions;
 mod properties;
 mod rules;

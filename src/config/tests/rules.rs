@@ -238,7 +238,6 @@ fn what_a_later_version_brings_is_refused_in_its_own_words() {
     let asked = [
         ("ingress[0].verify.as_type", verify("as_addr = \"https://a.example/\"\nas_type = \"grpc\"")),
         ("ingress[0].verify.model", verify("as_addr = \"https://a.example/\"\nmodel = \"passport\"")),
-        ("ingress[0].verify.provider", verify("provider = \"builtin\"")),
         (
             "ingress[0].verify.require_session_binding",
             verify("as_addr = \"https://a.example/\"\nrequire_session_binding = true"),
@@ -246,7 +245,7 @@ fn what_a_later_version_brings_is_refused_in_its_own_words() {
         ("ingress[0].netfilter.capture[0].set", ingress("capture = [{ port = 1, set = \"x\" }]")),
         (
             "ingress[0].attest.provider",
-            verify("as_addr = \"https://a.example/\"\n[ingress.attest]\nprovider = \"tsm\""),
+            verify("as_addr = \"https://a.example/\"\n[ingress.attest]\nprovider = \"asr\""),
         ),
         (
             "ingress[0].attest.model",

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::agent::AgentError;
+use super::evidence;
 use super::finding::{Check, Finding};
 use super::host::Host;
 use super::instance::Instance;
@@ -32,12 +33,15 @@ const CPU_FLAGS: [&str; 2] = ["tdx_guest", "sev_snp"];
 pub(super) fn check(host: &dyn Host, instance: &Instance, units: &Units) -> Vec<Finding> {
     let Ok(config) = &instance.config else { return Vec::new() };
     let mut found = Vec::new();
-    let (mut sockets, mut services) = (BTreeSet::new(), BTreeSet::new());
+    let (mut sockets, mut helpers, mut services) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let mut samples = Vec::new();
     for endpoint in &config.endpoints {
         match endpoint.ra.attest.as_ref().map(|a| &a.provider) {
             Some(AttestProvider::Aa { socket }) if sockets.insert(socket.clone()) => {
                 found.extend(agent(host, socket, &instance.name, units));
+            }
+            Some(AttestProvider::Helper { socket, provider }) if helpers.insert((socket.clone(), provider.name())) => {
+                found.push(evidence::check(host, socket, *provider));
             }
             Some(AttestProvider::Sample) => samples.push(format!("{} shows", endpoint.name)),
             _ => {}

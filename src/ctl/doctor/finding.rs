@@ -82,6 +82,7 @@ checks! {
     AaSocket = "aa-socket" in "attestation",
     AaAccess = "aa-access" in "attestation",
     AaAnswer = "aa-answer" in "attestation",
+    EvidenceHelper = "evidence-helper" in "attestation",
     Tee = "tee" in "attestation",
     SampleEvidence = "sample-evidence" in "attestation",
     AsAnswer = "as-answer" in "attestation",

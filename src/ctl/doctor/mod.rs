@@ -8,6 +8,7 @@ mod agent;
 mod attestation;
 mod cgroups;
 mod clock;
+mod evidence;
 mod finding;
 mod host;
 mod instance;

@@ -1,0 +1,179 @@
+//! From an attestation agent's evidence through TLS to the verdict, over machines of the tests' own making.
+
+use std::cell::Cell;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use super::test_pki::{Amd, Guest, Intel, NOW, Td, at};
+use super::*;
+use crate::config::{
+    Attest, AttestProvider, DEFAULT_INGRESS_MARK, Endpoint, EndpointName, Limits, Mapping, Mode, PortRange, Ra, Side,
+    TargetHost, Verify, VerifyProvider, Wanted,
+};
+use crate::tls::{Channel, ChannelError, EndpointTls, Peer};
+
+thread_local! {
+    /// What the next verifier made on this thread trusts instead of the makers.
+    pub static INJECTED: Cell<Option<Roots>> = const { Cell::new(None) };
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Call {
+    #[prost(string, tag = "2")]
+    method: String,
+    #[prost(bytes = "vec", tag = "3")]
+    payload: Vec<u8>,
+}
+
+/// The first field of a message; in an answer to a call, the second.
+#[derive(Clone, PartialEq, Message)]
+struct Fields {
+    #[prost(bytes = "vec", tag = "1")]
+    first: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    second: Vec<u8>,
+}
+
+type Machine = Arc<dyn Fn([u8; 64]) -> Vec<u8> + Send + Sync>;
+
+/// An agent on a machine with this TEE.
+fn agent(socket: &Path, tee: &'static str, machine: Machine) {
+    let listener = UnixListener::bind(socket).unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream, tee, machine.clone()));
+        }
+    });
+}
+
+async fn serve(mut stream: UnixStream, tee: &'static str, machine: Machine) {
+    let mut header = [0; 10];
+    while stream.read_exact(&mut header).await.is_ok() {
+        let mut body = vec![0; u32::from_be_bytes(header[..4].try_into().unwrap()) as usize];
+        stream.read_exact(&mut body).await.unwrap();
+        let call = Call::decode(&body[..]).unwrap();
+        let value = if call.method == "GetTeeType" {
+            tee.as_bytes().to_vec()
+        } else {
+            let mut report_data = [0; 64];
+            let asked = Fields::decode(&call.payload[..]).unwrap().first;
+            report_data[..asked.len()].copy_from_slice(&asked);
+            machine(report_data)
+        };
+        let payload = Fields { first: value, second: vec![] }.encode_to_vec();
+        let answer = Fields { first: vec![], second: payload }.encode_to_vec();
+        let mut frame = u32::try_from(answer.len()).unwrap().to_be_bytes().to_vec();
+        frame.extend_from_slice(&header[4..8]);
+        frame.extend([2, 0]);
+        frame.extend(answer);
+        stream.write_all(&frame).await.unwrap();
+    }
+}
+
+fn endpoint(ra: Ra) -> Arc<EndpointTls> {
+    let any = "127.0.0.1".parse().unwrap();
+    let mapping = Mapping {
+        listen_addr: any,
+        listen_ports: PortRange::single(1),
+        target_host: TargetHost::Addr(any),
+        target_ports: PortRange::single(1),
+        so_mark: DEFAULT_INGRESS_MARK,
+    };
+    let endpoint = Endpoint {
+        name: EndpointName::new("test").unwrap(),
+        side: Side::Ingress,
+        mode: Mode::Mapping(mapping),
+        ra,
+        limits: Limits { handshake_timeout: Duration::from_secs(5), ..Limits::default() },
+    };
+    EndpointTls::with_clock(&endpoint, at(NOW)).unwrap()
+}
+
+/// What a client that verifies makes of a server on `machine`.
+async fn met(roots: Roots, config: Builtin, tee: &'static str, machine: Machine) -> Result<Channel, ChannelError> {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("aa.sock");
+    agent(&socket, tee, machine);
+    INJECTED.set(Some(roots));
+    let verify = Verify {
+        provider: VerifyProvider::Builtin(config),
+        policy_ids: vec![],
+        allow_sample: false,
+        verdict_ttl: Duration::from_secs(300),
+    };
+    let client = endpoint(Ra { attest: None, verify: Some(verify) });
+    let attest = Attest { provider: AttestProvider::Aa { socket }, refresh_interval: Duration::from_secs(600) };
+    let server = endpoint(Ra { attest: Some(attest), verify: None });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (c, s) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    let (channel, _) = tokio::join!(client.connect(c.unwrap(), None), server.accept(s.unwrap().0));
+    channel
+}
+
+fn config(reference: (&'static str, &'static str, u8), collateral: Vec<std::path::PathBuf>) -> Builtin {
+    let (tee, field, byte) = reference;
+    let wanted = Wanted::Bytes { value: vec![byte; 48], mask: vec![0xff; 48] };
+    Builtin {
+        references: vec![Reference { tee, values: BTreeMap::from([(field, vec![wanted])]) }],
+        collateral,
+        pccs_addr: None,
+        minimum_tcb: vec!["UpToDate".into()],
+        amd_certs: vec![],
+        kds_addr: None,
+        allow_debug: false,
+        timeout: Duration::from_secs(5),
+    }
+}
+
+fn reason_or_tee(outcome: Result<Channel, ChannelError>) -> String {
+    match outcome.map(|c| c.peer) {
+        Ok(Peer::Verified(verdict)) => format!("{} by {}", verdict.tee, verdict.verifier),
+        Ok(Peer::Unverified) => panic!("not verified"),
+        Err(e) => e.reason().to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn a_peer_on_tdx_is_let_in_for_its_measurement_and_its_own_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("collateral.json");
+    let intel = Arc::new(Intel::new(NOW));
+    std::fs::write(&file, serde_json::to_vec(&intel.collateral("UpToDate", 1, 1)).unwrap()).unwrap();
+    let roots = || Roots { intel: intel.root_der(), amd: vec![] };
+    let honest: Machine = {
+        let intel = intel.clone();
+        Arc::new(move |report_data| intel.evidence(&Td { report_data, ..Td::default() }))
+    };
+    // A machine in the middle that shows a genuine peer's evidence under its own key.
+    let relay: Machine = {
+        let stolen = intel.evidence(&Td { report_data: [0x77; 64], ..Td::default() });
+        Arc::new(move |_| stolen.clone())
+    };
+    let wants = |byte| config(("tdx", "mr_td", byte), vec![file.clone()]);
+    assert_eq!(reason_or_tee(met(roots(), wants(0xa1), "tdx", honest.clone()).await), "tdx by builtin");
+    assert_eq!(reason_or_tee(met(roots(), wants(0xa2), "tdx", honest.clone()).await), "reference-mismatch");
+    assert_eq!(reason_or_tee(met(roots(), wants(0xa1), "tdx", relay).await), "evidence-report-data");
+    assert_eq!(reason_or_tee(met(Roots::pinned(), wants(0xa1), "tdx", honest).await), "quote-chain");
+}
+
+#[tokio::test]
+async fn a_peer_on_sev_snp_is_let_in_for_its_measurement_and_its_own_key() {
+    let amd = Arc::new(Amd::new());
+    let roots = || Roots { intel: vec![], amd: vec![amd.root()] };
+    let machine = |guest: Guest| -> Machine {
+        let amd = amd.clone();
+        Arc::new(move |report_data| amd.evidence(&Guest { report_data, ..guest.clone() }, true))
+    };
+    let wants = |byte| config(("snp", "measurement", byte), vec![]);
+    let honest = machine(Guest::default());
+    assert_eq!(reason_or_tee(met(roots(), wants(0xc3), "snp", honest.clone()).await), "snp by builtin");
+    assert_eq!(reason_or_tee(met(roots(), wants(0xc4), "snp", honest.clone()).await), "reference-mismatch");
+    let debug = machine(Guest { policy: 1 << 19, ..Guest::default() });
+    assert_eq!(reason_or_tee(met(roots(), wants(0xc3), "snp", debug).await), "tee-debug");
+    assert_eq!(reason_or_tee(met(Roots::pinned(), wants(0xc3), "snp", honest).await), "snp-chain");
+}

@@ -1,0 +1,234 @@
+//! Appraisal in process, without any service: quotes and reports against reference values of the configuration.
+//!
+//! Each TEE has its module, which verifies evidence and says what is in it ([`Finding`]); what that is worth is judged
+//! here, the same for all. Cryptography comes first: a reason other than a wrong signature is about signed facts.
+
+mod amd;
+mod cert_table;
+mod collateral;
+mod error;
+mod fetch;
+mod pccs;
+mod quote;
+mod snp;
+mod snp_report;
+mod store;
+pub mod tpm;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::binding::sha384;
+use super::{Clock, Evidence, RuntimeData, Verdict, Verifier, VerifyError, clock};
+use crate::config::{Builtin, Mark, Reference, Seen};
+
+pub use collateral::problem as collateral_problem;
+pub use error::BuiltinError;
+
+/// Claims of a verdict, at most, and characters of one.
+const MAX_CLAIMS: usize = 64;
+const MAX_CLAIM: usize = 256;
+
+/// A quote has no end of its own: the caller shortens the verdict to certificate and `verdict_ttl`.
+const TPM_LIFETIME: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+
+/// What verified evidence says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Finding {
+    /// kbs-types name.
+    tee: &'static str,
+    /// Fields that reference values speak of.
+    seen: BTreeMap<&'static str, Seen>,
+    /// More to show.
+    claims: BTreeMap<String, String>,
+    /// What the evidence is bound to; a digest and zeros.
+    report_data: Vec<u8>,
+    /// Whether the host can read the TEE.
+    debug: bool,
+    /// What the trust rests on, in words.
+    trust_anchor: String,
+    /// When certificates or collateral end, seconds since the epoch.
+    not_after: u64,
+}
+
+/// Whom evidence must lead to.
+struct Roots {
+    intel: Vec<u8>,
+    amd: Vec<amd::Root>,
+}
+
+impl Roots {
+    fn pinned() -> Self {
+        #[cfg(test)]
+        if let Some(injected) = end_to_end_tests::INJECTED.take() {
+            return injected;
+        }
+        Self { intel: quote::pinned_root(), amd: amd::pinned() }
+    }
+}
+
+/// The verifier of `provider = "builtin"`.
+pub struct BuiltinVerifier {
+    references: Vec<Reference>,
+    allow_debug: bool,
+    quotes: quote::Quotes,
+    snp: snp::Snp,
+    clock: Arc<dyn Clock>,
+}
+
+impl BuiltinVerifier {
+    /// A verifier over `config`; its sockets carry `mark`. Fails on what no waiting heals: unreadable files, https
+    /// without system roots.
+    pub fn new(config: &Builtin, mark: Mark, clock: Arc<dyn Clock>) -> Result<Self, String> {
+        Self::with_roots(config, mark, clock, Roots::pinned())
+    }
+
+    fn with_roots(config: &Builtin, mark: Mark, clock: Arc<dyn Clock>, roots: Roots) -> Result<Self, String> {
+        let fetcher = |base: &Option<url::Url>, service| {
+            base.as_ref().map(|b| fetch::Fetcher::new(b, service, mark, config.timeout)).transpose()
+        };
+        let store = store::Store::new(&config.collateral, fetcher(&config.pccs_addr, "PCCS")?)?;
+        Ok(Self {
+            references: config.references.clone(),
+            allow_debug: config.allow_debug,
+            quotes: quote::Quotes::new(roots.intel, store, config.minimum_tcb.clone()),
+            snp: snp::Snp::new(roots.amd, &config.amd_certs, fetcher(&config.kds_addr, "KDS")?)?,
+            clock,
+        })
+    }
+
+    async fn finding(&self, evidence: &Evidence) -> Result<Finding, BuiltinError> {
+        match evidence.tee.as_str() {
+            "tdx" => self.quotes.appraise("tdx", &evidence.evidence, &self.clock).await,
+            "sgx" => self.quotes.appraise("sgx", &evidence.evidence, &self.clock).await,
+            "snp" => self.snp.appraise(&evidence.evidence, &*self.clock).await,
+            other => Err(BuiltinError::Tee(other.to_owned())),
+        }
+    }
+
+    /// A TPM's quote: its key is pinned by the reference value itself, so that comes first.
+    fn tpm(&self, evidence: &Evidence, digest: &[u8; 48]) -> Result<Verdict, VerifyError> {
+        let references: Vec<_> = self.references.iter().filter(|r| r.tee == "tpm").collect();
+        let appraisal = tpm::appraise(&evidence.evidence, digest, &references)?;
+        let now = self.clock.now();
+        Ok(Verdict {
+            tee: "tpm".into(),
+            policy_ids: Vec::new(),
+            verifier: "builtin".into(),
+            trust_anchor: appraisal.to_string(),
+            sample: false,
+            claims: bounded(appraisal.claims()),
+            appraised_at: now,
+            expires_at: now + TPM_LIFETIME,
+        })
+    }
+
+    /// Whether the operator wants what was found.
+    fn judge(&self, finding: &Finding) -> Result<(), BuiltinError> {
+        if finding.debug && !self.allow_debug {
+            return Err(BuiltinError::Debug);
+        }
+        let shown = |names: &mut dyn Iterator<Item = &'static str>| {
+            let one = |name| finding.seen.get(name).map(|seen| written(name, seen));
+            names.filter_map(one).collect::<Vec<_>>().join(", ")
+        };
+        let mut nearest: Option<Vec<&'static str>> = None;
+        for block in self.references.iter().filter(|r| r.tee == finding.tee) {
+            let differs = block.differences(&finding.seen);
+            if differs.is_empty() {
+                return Ok(());
+            }
+            if nearest.as_ref().is_none_or(|n| differs.len() < n.len()) {
+                nearest = Some(differs);
+            }
+        }
+        let tee = finding.tee;
+        match nearest {
+            None => Err(BuiltinError::NoReference { tee, seen: shown(&mut finding.seen.keys().copied()) }),
+            Some(fields) if fields.iter().all(|f| f.starts_with("tcb_")) => {
+                Err(BuiltinError::Tcb(shown(&mut fields.into_iter())))
+            }
+            Some(fields) => {
+                let seen = shown(&mut fields.iter().copied());
+                Err(BuiltinError::Mismatch { tee, fields: fields.join(", "), seen })
+            }
+        }
+    }
+}
+
+/// A field as a reference block writes it.
+fn written(name: &str, seen: &Seen) -> String {
+    match seen {
+        Seen::Bytes(_) => format!("{name} = \"{seen}\""),
+        Seen::Number(_) => format!("{name} = {seen}"),
+    }
+}
+
+/// Whether report data is `digest`, zero-padded to the TEE's length.
+fn is_bound(report_data: &[u8], digest: &[u8]) -> bool {
+    report_data.strip_prefix(digest).is_some_and(|rest| rest.iter().all(|b| *b == 0))
+}
+
+/// Bounded and printable, whatever the evidence held.
+fn bounded(claims: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {
+    let clean = |s: String| s.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(MAX_CLAIM).collect();
+    claims.take(MAX_CLAIMS).map(|(k, v)| (clean(k), clean(v))).collect()
+}
+
+#[async_trait]
+impl Verifier for BuiltinVerifier {
+    async fn appraise(&self, evidence: &Evidence, expected: &RuntimeData) -> Result<Verdict, VerifyError> {
+        let bound = evidence.runtime_object().ok_or(VerifyError::Malformed("runtime data is not an object"))?;
+        if !super::json_contains(&bound.into(), expected.object()) {
+            return Err(VerifyError::ReportData);
+        }
+        let digest = sha384(evidence.runtime_data.as_bytes());
+        if evidence.tee == "tpm" {
+            return self.tpm(evidence, &digest);
+        }
+        let finding = self.finding(evidence).await?;
+        if !is_bound(&finding.report_data, &digest) {
+            return Err(VerifyError::ReportData);
+        }
+        self.judge(&finding)?;
+        let seen = finding.seen.iter().map(|(name, seen)| ((*name).to_owned(), seen.to_string()));
+        Ok(Verdict {
+            tee: finding.tee.to_owned(),
+            policy_ids: Vec::new(),
+            verifier: "builtin".into(),
+            trust_anchor: finding.trust_anchor,
+            sample: false,
+            claims: bounded(seen.chain(finding.claims)),
+            appraised_at: self.clock.now(),
+            expires_at: clock::from_unix(finding.not_after).ok_or(VerifyError::Internal)?,
+        })
+    }
+    fn calls(&self) -> u64 {
+        self.quotes.calls() + self.snp.calls()
+    }
+    fn provider(&self) -> &'static str {
+        "builtin"
+    }
+    fn trust_anchor(&self) -> String {
+        let tees: std::collections::BTreeSet<_> = self.references.iter().map(|r| r.tee).collect();
+        let roots = |tee: &&str| match *tee {
+            "snp" => "AMD ARK-Milan, -Genoa, -Turin (compiled in)",
+            "tpm" => "pinned keys of TPMs",
+            _ => "Intel SGX Root CA (compiled in)",
+        };
+        let roots: std::collections::BTreeSet<_> = tees.iter().map(roots).collect();
+        if roots.is_empty() {
+            return "none: no reference values".into();
+        }
+        roots.into_iter().collect::<Vec<_>>().join("; ")
+    }
+}
+
+#[cfg(test)]
+mod end_to_end_tests;
+#[cfg(test)]
+mod test_pki;
+#[cfg(test)]
+mod tests;
