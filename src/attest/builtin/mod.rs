@@ -14,7 +14,7 @@ mod snp;
 mod snp_report;
 mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -187,9 +187,12 @@ impl Verifier for BuiltinVerifier {
         "builtin"
     }
     fn trust_anchor(&self) -> String {
-        let tees: std::collections::BTreeSet<_> = self.references.iter().map(|r| r.tee).collect();
-        let roots = |tee: &&str| if *tee == "snp" { "AMD ARK-Milan, -Genoa, -Turin" } else { "Intel SGX Root CA" };
-        let roots: std::collections::BTreeSet<_> = tees.iter().map(roots).collect();
+        let root = |r: &Reference| match r.tee {
+            "tdx" | "sgx" => Some("Intel SGX Root CA"),
+            "snp" => Some("AMD ARK-Milan, -Genoa, -Turin"),
+            _ => None,
+        };
+        let roots: BTreeSet<_> = self.references.iter().filter_map(root).collect();
         if roots.is_empty() {
             return "none: no reference values".into();
         }
