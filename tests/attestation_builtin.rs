@@ -35,7 +35,7 @@ async fn a_peer_without_a_tee_is_refused_whatever_is_allowed() {
     let status = client.status();
     let shown = status.verify.unwrap();
     assert_eq!(shown.provider, "builtin");
-    assert_eq!(shown.trust_anchor, "AMD ARK-Milan, -Genoa, -Turin; Intel SGX Root CA (compiled in)");
+    assert_eq!(shown.trust_anchor, "AMD ARK-Milan, -Genoa, -Turin (compiled in); Intel SGX Root CA (compiled in)");
     assert_eq!(status.refused["tee-unsupported"], 1);
     assert_eq!(status.last_refusal.unwrap().reason, "tee-unsupported");
 }

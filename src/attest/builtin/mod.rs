@@ -15,7 +15,7 @@ mod snp_report;
 mod store;
 pub mod tpm;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -212,13 +212,13 @@ impl Verifier for BuiltinVerifier {
         "builtin"
     }
     fn trust_anchor(&self) -> String {
-        let tees: std::collections::BTreeSet<_> = self.references.iter().map(|r| r.tee).collect();
-        let roots = |tee: &&str| match *tee {
-            "snp" => "AMD ARK-Milan, -Genoa, -Turin (compiled in)",
-            "tpm" => "pinned keys of TPMs",
-            _ => "Intel SGX Root CA (compiled in)",
+        let root = |r: &Reference| match r.tee {
+            "tdx" | "sgx" => Some("Intel SGX Root CA (compiled in)"),
+            "snp" => Some("AMD ARK-Milan, -Genoa, -Turin (compiled in)"),
+            "tpm" => Some("pinned keys of TPMs"),
+            _ => None,
         };
-        let roots: std::collections::BTreeSet<_> = tees.iter().map(roots).collect();
+        let roots: BTreeSet<_> = self.references.iter().filter_map(root).collect();
         if roots.is_empty() {
             return "none: no reference values".into();
         }
