@@ -26,6 +26,7 @@ raw_table! {
     RawEndpoint {
         name: String,
         no_ra: bool,
+        require_session_binding: bool,
         mapping: RawMapping,
         netfilter: RawNetfilter,
         attest: RawAttest,
@@ -76,7 +77,8 @@ raw_table! {
         verdict_ttl: String,
         as_insecure: bool,
         as_timeout: String,
-    } later { "require_session_binding" }
+        require_session_binding: bool,
+    } later {}
 }
 
 raw_table! {

@@ -58,7 +58,7 @@ pub async fn serve(endpoint: &std::sync::Arc<EndpointRuntime>, accepted: Accepte
                         Err(refusal) => Outcome::Refused(refusal),
                     }
                 }
-                Alpn::RatsTls => {
+                Alpn::RatsTls | Alpn::Tng1 => {
                     let mut tunnel = Box::new(TlsLeg::new(stream));
                     match connect(endpoint, &route).await {
                         Ok(mut service) => relayed(endpoint, &record, &mut service, &mut tunnel).await,

@@ -56,7 +56,7 @@ async fn establish(endpoint: &EndpointRuntime, accepted: &Accepted) -> Result<Tu
         let Channel { stream, alpn, standing, .. } = endpoint.tunnel.connect(tcp, target.name()).await?;
         accepted.record.established(standing.as_ref());
         match alpn {
-            Alpn::RatsTls => Ok(Box::new(TlsLeg::new(stream))),
+            Alpn::RatsTls | Alpn::Tng1 => Ok(Box::new(TlsLeg::new(stream))),
             Alpn::H2 => Err(Refusal::UnexpectedProtocol),
         }
     };
