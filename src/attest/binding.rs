@@ -114,7 +114,8 @@ mod tests {
         assert!(!json_contains(&key.object().clone().into(), session.object()), "evidence of a certificate is none");
         let names: Vec<_> = session.object().keys().map(String::as_str).collect();
         assert_eq!(names, [NONCE, PUBKEY_HASH, EXPORTER], "in the order of RFC 8785");
-        for other in [RuntimeData::for_session(b"k", &[3; 32], &[2; 32]), RuntimeData::for_session(b"k", &[1; 32], &[3; 32])]
+        for other in
+            [RuntimeData::for_session(b"k", &[3; 32], &[2; 32]), RuntimeData::for_session(b"k", &[1; 32], &[3; 32])]
         {
             assert_ne!(other.digest(), session.digest());
         }

@@ -20,8 +20,8 @@ use async_trait::async_trait;
 
 pub use aa::AaAttester;
 pub use as_rest::{AsSeen, AsVerifier};
-pub use binding::{RuntimeData, json_contains};
 pub(crate) use binding::{EXPORTER, NONCE, PUBKEY_HASH};
+pub use binding::{RuntimeData, json_contains};
 pub use cache::{CacheKey, VerdictCache};
 pub use clock::{Clock, SystemClock};
 pub use error::{AttestError, VerifyError};

@@ -33,11 +33,7 @@ pub(super) struct Proving {
 
 impl Proving {
     pub fn new(attester: Arc<dyn Attester>) -> Self {
-        Self {
-            attester,
-            proven: Proven::new(PROVEN_CAPACITY, VALIDITY),
-            places: Semaphore::new(EVIDENCE_AT_ONCE),
-        }
+        Self { attester, proven: Proven::new(PROVEN_CAPACITY, VALIDITY), places: Semaphore::new(EVIDENCE_AT_ONCE) }
     }
 }
 

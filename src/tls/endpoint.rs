@@ -263,15 +263,16 @@ impl EndpointTls {
 
     /// For `tngctl status`.
     pub fn status(&self) -> TlsStatus {
+        let resumed = self.counts.resumed.load(Ordering::Relaxed);
         let mut status = TlsStatus {
             attest: self.proving.as_ref().map(|p| self.attest_status(p.attester.provider())),
             verify: self.appraisal.as_ref().map(|a| a.status()),
             as_calls: self.appraisal.as_ref().map_or(0, |a| a.verifier.calls()),
-            cache_hits: self.appraisal.as_ref().map_or(0, |a| a.cache.hits()),
+            cache_hits: self.appraisal.as_ref().map_or(0, |a| a.cache.hits()) + resumed,
             aa_calls: self.proving.as_ref().map_or(0, |p| p.attester.calls()),
             require_session_binding: self.require_session_binding,
             session_bound: self.counts.session.load(Ordering::Relaxed),
-            session_resumed: self.counts.resumed.load(Ordering::Relaxed),
+            session_resumed: resumed,
             certificate_bound: self.counts.certificate.load(Ordering::Relaxed),
             ..TlsStatus::default()
         };

@@ -144,11 +144,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Reads the answer to what was asked.
-    async fn judge(
-        &mut self,
-        asker: Option<&dyn Asker>,
-        asked: Option<Asked>,
-    ) -> Result<Option<Bound>, ChannelError> {
+    async fn judge(&mut self, asker: Option<&dyn Asker>, asked: Option<Asked>) -> Result<Option<Bound>, ChannelError> {
         let (Some(asker), Some(asked)) = (asker, asked) else { return Ok(None) };
         let answer = match self.read().await {
             Err(ChannelError::Session(SessionError::Refused(slug))) if slug == UNATTESTED => {
