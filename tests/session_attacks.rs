@@ -241,6 +241,29 @@ async fn a_connection_that_ends_within_the_exchange_is_refused() {
 }
 
 #[tokio::test]
+async fn a_silent_connection_does_not_hold_up_the_peers_others() {
+    let (tee, verifier) =
+        (Keys::new().await, endpoint_within(ra(None, Some(verify_sample(true))), Duration::from_secs(3)));
+    let (ours, theirs) = pair().await;
+    let silent = {
+        let verifier = verifier.clone();
+        tokio::spawn(async move { verifier.connect(ours, None).await.map(drop) })
+    };
+    let mut held = tee.accept(theirs, TNG1).await.unwrap();
+    held.asked().await;
+    let begun = std::time::Instant::now();
+    let other = meets(&verifier, &tee, async |raw| {
+        let (nonce, resume) = raw.asked().await;
+        assert_eq!(resume, None);
+        raw.say(message(&raw.evidence(&nonce).await)).await;
+        raw.say(Message::Pass).await;
+    });
+    assert_eq!(other.await.0, "ok");
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(silent.await.unwrap().unwrap_err().reason(), "handshake-timeout");
+}
+
+#[tokio::test]
 async fn a_peer_that_never_answers_is_given_up() {
     let brief = Duration::from_millis(300);
     let both = || ra(Some(attest_sample()), Some(verify_sample(true)));

@@ -2,12 +2,15 @@
 
 #[path = "common/tls.rs"]
 mod common;
+mod fakes;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::*;
-use tng::config::{Ra, Verify};
+use fakes::aa::{FakeAa, Mode as Aa};
+use fakes::as_rest::{FakeAs, Mode as As};
+use tng::config::{AsRest, Attest, AttestProvider, Ra, Verify, VerifyProvider};
 use tng::tls::{Alpn, EndpointTls, Peer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -177,4 +180,49 @@ async fn the_refused_side_learns_why() {
     // And a side that has no evidence says so itself.
     let (c, s) = meet_ra(mutual(), client_side()).await;
     assert_eq!((c.err().unwrap().reason(), s.err().unwrap().reason()), ("peer-no-evidence", "session-unattested"));
+}
+
+#[tokio::test]
+async fn while_the_agent_is_away_bound_sessions_go_on_and_new_ones_are_refused_with_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = FakeAa::start(&dir.path().join("aa.sock"), Aa::Good);
+    let provider = AttestProvider::Aa { socket: agent.socket.clone() };
+    let attest = Attest { provider, refresh_interval: Duration::from_secs(600) };
+    let (known, stranger, server) =
+        (endpoint(client_side()), endpoint(client_side()), endpoint(ra(Some(attest), None)));
+    meet(&known, &server).await.0.unwrap();
+    assert_eq!(server.status().aa_calls, 4, "TEE type and evidence, for the certificate and the session");
+    agent.set(Aa::Error);
+    meet(&known, &server).await.0.unwrap();
+    let (c, s) = meet(&stranger, &server).await;
+    assert_eq!(s.err().unwrap().reason(), "aa-error");
+    let told = c.err().unwrap();
+    assert!(told.reason() == "session-refused" && told.to_string().ends_with("aa-error"), "{told}");
+    agent.set(Aa::Good);
+    meet(&stranger, &server).await.0.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_whose_peer_is_refused_later_is_not_resumed() {
+    let service = FakeAs::start("127.0.0.1:0", As::Status("affirming")).await;
+    let rest = AsRest {
+        addr: service.url(),
+        headers: vec![],
+        trusted_certs: vec![fakes::fixture("as-ca.pem")],
+        timeout: Duration::from_secs(2),
+    };
+    let verify =
+        Verify { provider: VerifyProvider::As(rest), verdict_ttl: Duration::from_secs(3), ..verify_sample(true) };
+    let (client, server) = (endpoint(ra(None, Some(verify))), endpoint(server_side()));
+    let (c, _s) = meet(&client, &server).await;
+    let c = c.unwrap();
+    assert_eq!(service.appraisals(), 1);
+    service.set(As::Status("contraindicated"));
+    let standing = c.standing.as_ref().unwrap();
+    standing.ended().await;
+    assert_eq!(standing.why().unwrap().reason, "token-status-contraindicated");
+    let Peer::Verified(first) = &c.peer else { panic!("not verified") };
+    let (again, _) = meet(&client, &server).await;
+    assert_eq!(again.err().unwrap().reason(), "token-status-contraindicated");
+    assert!(std::time::SystemTime::now() < first.expires_at, "the session had not ended by itself");
 }

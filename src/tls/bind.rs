@@ -24,6 +24,9 @@ const PROVEN_CAPACITY: usize = 4096;
 /// Evidence made for sessions at once: a TEE makes one after the other anyway, and the peers that ask are strangers.
 const EVIDENCE_AT_ONCE: usize = 16;
 
+/// A connection waits this part of the handshake's deadline for another one's exchange with the same peer.
+const PATIENCE: u32 = 3;
+
 /// What an attesting endpoint needs for `tng/1`.
 pub(super) struct Proving {
     pub attester: Arc<dyn Attester>,
@@ -70,7 +73,9 @@ impl Asker for Appraisal {
         if self.verdict_ttl.is_zero() {
             return Ok(Turn::Alone);
         }
-        self.sessions.enter(key, || self.clock.now()).await
+        // Whoever goes first may have a peer that is slow, or silent: the others do not share its fate.
+        let enter = self.sessions.enter(key, || self.clock.now());
+        tokio::time::timeout(self.deadline / PATIENCE, enter).await.unwrap_or(Ok(Turn::Alone))
     }
 
     async fn appraise(&self, shown: PeerCertificate) -> Result<Verdict, ChannelError> {
@@ -99,12 +104,7 @@ impl Renew for BoundRenewal {
         let (appraisal, session) = (&self.appraisal, &self.session);
         let work = async {
             let _place = appraisal.renewals.acquire().await.map_err(|_| VerifyError::Internal)?;
-            let shown = PeerCertificate {
-                evidence: session.evidence.clone(),
-                expected: session.expected.clone(),
-                not_after: session.not_after,
-            };
-            Ok(Arc::new(appraisal.appraise(shown).await?))
+            Ok(Arc::new(appraisal.appraise(session.shown.clone()).await?))
         };
         let outcome =
             tokio::time::timeout(appraisal.deadline, work).await.unwrap_or(Err(ChannelError::HandshakeTimeout));

@@ -255,8 +255,8 @@ impl EndpointTls {
 
     /// The standing of a peer that was let in by the evidence of `session`.
     fn stands(&self, appraisal: &Arc<Appraisal>, session: Arc<BoundSession>) -> Arc<Standing> {
-        let (not_after, verdict) = (session.not_after, session.verdict.clone());
-        let key = fingerprint(session.expected.canonical().as_bytes());
+        let (not_after, verdict) = (session.shown.not_after, session.verdict.clone());
+        let key = fingerprint(session.shown.expected.canonical().as_bytes());
         let renew = Arc::new(BoundRenewal { appraisal: appraisal.clone(), session });
         self.standings.of(key, &[], not_after, verdict, renew, self.clock.clone())
     }

@@ -23,7 +23,10 @@ pub enum ChannelError {
     #[error("the peer refused the handshake: {0}")]
     Alert(String),
     /// No common application protocol.
-    #[error("the peers have no protocol in common (tng/1, rats-tls, h2); require_session_binding asks for tng/1")]
+    #[error(
+        "no protocol in common: this side speaks RATS-TLS, and tng/1 if it attests or verifies; the peer wants another \
+         one, tng/1 alone if it has require_session_binding = true"
+    )]
     Alpn,
     /// The peer's certificate exceeds what a handshake message may hold (64 KiB).
     #[error("the peer's certificate is too large")]

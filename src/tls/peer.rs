@@ -60,8 +60,8 @@ impl PeerError {
     }
 }
 
-/// A certificate that may be appraised.
-#[derive(Debug)]
+/// A certificate that may be appraised; in `tng/1` its key, with evidence about a session.
+#[derive(Debug, Clone)]
 pub struct PeerCertificate {
     /// Its evidence.
     pub evidence: Evidence,

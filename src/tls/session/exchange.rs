@@ -161,20 +161,16 @@ impl<'a> Exchange<'a> {
             }
             (Message::Evidence(bytes), turn) => {
                 let shown = shown(&bytes, &asked.expected, asked.not_after)?;
-                let made = async {
-                    let (evidence, expected) = (shown.evidence.clone(), shown.expected.clone());
-                    let verdict = Arc::new(asker.appraise(shown).await?);
-                    Ok(Arc::new(BoundSession {
+                let verdict = asker.appraise(shown.clone()).await;
+                let made = verdict.map(|verdict| {
+                    Arc::new(BoundSession {
                         key: fingerprint(&asked.spki),
                         id: asked.keys.id,
                         secret: asked.keys.secret,
-                        evidence,
-                        expected,
-                        not_after: asked.not_after,
-                        verdict,
-                    }))
-                };
-                let made: Result<Arc<BoundSession>, ChannelError> = made.await;
+                        shown,
+                        verdict: Arc::new(verdict),
+                    })
+                });
                 match (turn, &made) {
                     (Turn::Lead(lead), made) => land(lead, made),
                     (Turn::Resume(_), Ok(session)) => asker.keep(session.clone()),

@@ -11,8 +11,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Secret, SessionId};
-use crate::attest::{Evidence, RuntimeData, Verdict};
+use crate::attest::Verdict;
 use crate::tls::ChannelError;
+use crate::tls::peer::PeerCertificate;
 
 /// A session whose peer was appraised on evidence about this very session.
 #[derive(Debug)]
@@ -23,12 +24,8 @@ pub struct BoundSession {
     pub id: SessionId,
     /// Its secret.
     pub secret: Secret,
-    /// The evidence.
-    pub evidence: Evidence,
-    /// What the evidence is bound to.
-    pub expected: RuntimeData,
-    /// End of the peer's certificate.
-    pub not_after: SystemTime,
+    /// The evidence, and what it is bound to.
+    pub shown: PeerCertificate,
     /// The verdict made from the evidence. A renewed one does not replace it here.
     pub verdict: Arc<Verdict>,
 }

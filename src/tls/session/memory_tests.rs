@@ -1,5 +1,5 @@
 use super::*;
-use crate::attest::VerifyError;
+use crate::attest::{Evidence, RuntimeData, VerifyError};
 
 fn session(key: u8, id: u8, ttl: i64) -> Arc<BoundSession> {
     let now = SystemTime::now();
@@ -19,9 +19,7 @@ fn session(key: u8, id: u8, ttl: i64) -> Arc<BoundSession> {
         key: [key; 32],
         id: SessionId([id; 16]),
         secret: Secret::new([id; 32]),
-        evidence,
-        expected: RuntimeData::for_key(&[key]),
-        not_after: ends,
+        shown: PeerCertificate { evidence, expected: RuntimeData::for_key(&[key]), not_after: ends },
         verdict: Arc::new(verdict),
     })
 }
