@@ -76,7 +76,11 @@ pub async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let connect = TcpStream::connect(listener.local_addr().unwrap());
     let (c, s) = tokio::join!(connect, listener.accept());
-    (c.unwrap(), s.unwrap().0)
+    let (c, s) = (c.unwrap(), s.unwrap().0);
+    // As the data plane's sockets are.
+    c.set_nodelay(true).unwrap();
+    s.set_nodelay(true).unwrap();
+    (c, s)
 }
 
 /// What each side made of the other.

@@ -2,6 +2,7 @@
 //! it is shown evidence; a server's question does not wait for the client's verdict.
 
 use std::sync::Arc;
+use std::task::Poll;
 
 use async_trait::async_trait;
 use aws_lc_rs::rand;
@@ -12,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsStream;
 
 use super::error::UNATTESTED;
-use super::keys::Keys;
+use super::keys::Half;
 use super::memory::{Lead, Turn};
 use super::{BoundSession, Message, NONCE_LEN, Proven, Role, SessionError};
 use crate::attest::{
@@ -60,7 +61,7 @@ struct Asked {
     spki: Vec<u8>,
     not_after: std::time::SystemTime,
     turn: Turn,
-    keys: Keys,
+    nonce: [u8; NONCE_LEN],
     expected: RuntimeData,
 }
 
@@ -68,13 +69,15 @@ struct Asked {
 pub struct Exchange<'a> {
     stream: &'a mut TlsStream<TcpStream>,
     role: Role,
+    /// Messages that leave together, with the next flush.
+    queue: Vec<u8>,
 }
 
 impl<'a> Exchange<'a> {
     /// Over a stream whose handshake is done.
     pub fn new(stream: &'a mut TlsStream<TcpStream>) -> Self {
         let role = if matches!(stream, TlsStream::Client(_)) { Role::Client } else { Role::Server };
-        Self { stream, role }
+        Self { stream, role, queue: Vec::new() }
     }
 
     /// Runs it to its end. `prover`: if this side attests; `asker`: if it verifies.
@@ -91,11 +94,9 @@ impl<'a> Exchange<'a> {
         if let Err(error) = &outcome
             && !matches!(error, ChannelError::Session(SessionError::Refused(_)))
         {
-            let refusal = Message::Refuse(error.reason().into()).encode();
+            self.queue(Message::Refuse(error.reason().into()));
             // The peer may be gone; the deadline of the handshake bounds the wait for one that does not read.
-            if self.stream.write_all(&refusal).await.is_ok() {
-                let _ = self.stream.flush().await;
-            }
+            let _ = self.write().await;
         }
         outcome
     }
@@ -106,8 +107,12 @@ impl<'a> Exchange<'a> {
         asker: Option<&dyn Asker>,
     ) -> Result<Option<Bound>, ChannelError> {
         let asked = self.ask(asker).await?;
+        self.flush().await?;
         let bound = self.judge(asker, asked).await?;
-        if self.prove(prover).await? {
+        // The server asks without having seen ACCEPT, which so leaves together with the answer.
+        let proved = self.prove(prover).await?;
+        self.flush().await?;
+        if proved {
             self.accepted().await?;
         }
         Ok(bound)
@@ -121,26 +126,36 @@ impl<'a> Exchange<'a> {
         // Nothing may keep this answer waiting but the attester: the client's other connections may wait for it.
         let proved = self.prove(prover).await?;
         let asked = self.ask(asker).await?;
+        self.flush().await?;
         if proved {
             self.accepted().await?;
         }
-        self.judge(asker, asked).await
+        let bound = self.judge(asker, asked).await?;
+        self.flush().await?;
+        Ok(bound)
     }
 
     async fn ask(&mut self, asker: Option<&dyn Asker>) -> Result<Option<Asked>, ChannelError> {
         let Some(asker) = asker else {
-            self.send(Message::Pass).await?;
+            self.queue(Message::Pass);
             return Ok(None);
         };
         let (spki, not_after) = peer::key_of(self.peer_certificate()?, asker.now())?;
-        let turn = asker.turn(fingerprint(&spki)).await?;
+        let mut turn = asker.turn(fingerprint(&spki));
+        let turn = match futures_util::poll!(turn.as_mut()) {
+            Poll::Ready(turn) => turn?,
+            Poll::Pending => {
+                // Whoever goes first may have to wait for this very answer, on its connection's other side.
+                self.flush().await?;
+                turn.await?
+            }
+        };
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).map_err(|_| ChannelError::Setup("no random bytes".into()))?;
-        let keys = self.keys(self.role.peer(), &nonce)?;
-        let expected = RuntimeData::for_session(&spki, &nonce, &keys.evidence);
+        let expected = self.half(self.role.peer(), &nonce).about(&spki)?;
         let resume = if let Turn::Resume(session) = &turn { Some(session.id) } else { None };
-        self.send(Message::Ask { nonce, resume }).await?;
-        Ok(Some(Asked { spki, not_after, turn, keys, expected }))
+        self.queue(Message::Ask { nonce, resume });
+        Ok(Some(Asked { spki, not_after, turn, nonce, expected }))
     }
 
     /// Reads the answer to what was asked.
@@ -161,12 +176,13 @@ impl<'a> Exchange<'a> {
             }
             (Message::Evidence(bytes), turn) => {
                 let shown = shown(&bytes, &asked.expected, asked.not_after)?;
+                let (id, secret) = self.half(self.role.peer(), &asked.nonce).session()?;
                 let verdict = asker.appraise(shown.clone()).await;
                 let made = verdict.map(|verdict| {
                     Arc::new(BoundSession {
                         key: fingerprint(&asked.spki),
-                        id: asked.keys.id,
-                        secret: asked.keys.secret,
+                        id,
+                        secret,
                         shown,
                         verdict: Arc::new(verdict),
                     })
@@ -180,7 +196,7 @@ impl<'a> Exchange<'a> {
             }
             (other, _) => return Err(SessionError::Unexpected(other.name()).into()),
         };
-        self.send(Message::Accept).await?;
+        self.queue(Message::Accept);
         Ok(Some(bound))
     }
 
@@ -194,10 +210,9 @@ impl<'a> Exchange<'a> {
         let Some(prover) = prover else {
             return Err(SessionError::Unattested.into());
         };
-        let keys = self.keys(self.role, &nonce)?;
-        let about = RuntimeData::for_session(prover.spki, &nonce, &keys.evidence);
+        let about = self.half(self.role, &nonce).about(prover.spki)?;
         if let Some(secret) = resume.and_then(|id| prover.proven.secret(&id)) {
-            self.send(Message::Confirm(secret.confirm(&about))).await?;
+            self.queue(Message::Confirm(secret.confirm(&about)));
             return Ok(true);
         }
         let bytes = {
@@ -208,8 +223,9 @@ impl<'a> Exchange<'a> {
             return Err(SessionError::OwnEvidence(bytes.len()).into());
         }
         // Before the evidence leaves: the peer's next connection may refer to it at once.
-        prover.proven.keep(keys.id, keys.secret);
-        self.send(Message::Evidence(bytes)).await?;
+        let (id, secret) = self.half(self.role, &nonce).session()?;
+        prover.proven.keep(id, secret);
+        self.queue(Message::Evidence(bytes));
         Ok(true)
     }
 
@@ -225,21 +241,25 @@ impl<'a> Exchange<'a> {
         session.peer_certificates().and_then(|c| c.first()).ok_or(PeerError::NoCertificate)
     }
 
-    fn keys(&self, attester: Role, nonce: &[u8; NONCE_LEN]) -> Result<Keys, ChannelError> {
-        let keys = match &*self.stream {
-            TlsStream::Client(s) => Keys::of(s.get_ref().1, attester, nonce),
-            TlsStream::Server(s) => Keys::of(s.get_ref().1, attester, nonce),
-        };
-        keys.map_err(|e| ChannelError::Tls(e.to_string()))
+    fn half<'h>(&'h self, attester: Role, nonce: &'h [u8; NONCE_LEN]) -> Half<'h> {
+        Half { stream: self.stream, attester, nonce }
     }
 
-    async fn send(&mut self, message: Message) -> Result<(), ChannelError> {
-        let bytes = message.encode();
-        let sent = async {
-            self.stream.write_all(&bytes).await?;
-            self.stream.flush().await
-        };
-        let Err(error) = sent.await else { return Ok(()) };
+    fn queue(&mut self, message: Message) {
+        self.queue.extend(message.encode());
+    }
+
+    async fn write(&mut self) -> std::io::Result<()> {
+        let bytes = std::mem::take(&mut self.queue);
+        self.stream.write_all(&bytes).await?;
+        self.stream.flush().await
+    }
+
+    async fn flush(&mut self) -> Result<(), ChannelError> {
+        if self.queue.is_empty() {
+            return Ok(());
+        }
+        let Err(error) = self.write().await else { return Ok(()) };
         // A peer that refused and left has said why before it reset the connection.
         match self.read().await {
             Err(refused @ ChannelError::Session(SessionError::Refused(_))) => Err(refused),

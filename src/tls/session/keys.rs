@@ -1,10 +1,12 @@
 //! What both ends of one TLS connection, and nobody else, can compute: exporter values (RFC 8446, section 7.5).
 
 use aws_lc_rs::hmac;
-use rustls::ConnectionCommon;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
 use zeroize::Zeroize;
 
 use crate::attest::RuntimeData;
+use crate::tls::ChannelError;
 
 /// Bytes of a nonce.
 pub const NONCE_LEN: usize = 32;
@@ -87,27 +89,31 @@ pub fn context(attester: Role, nonce: &[u8; NONCE_LEN]) -> [u8; 1 + NONCE_LEN] {
 }
 
 /// The exporter values of one half of the exchange.
-pub(super) struct Keys {
-    /// Goes into the evidence.
-    pub evidence: [u8; 32],
-    /// Names the session that this half binds.
-    pub id: SessionId,
-    /// Its secret.
-    pub secret: Secret,
+#[derive(Clone, Copy)]
+pub(super) struct Half<'a> {
+    pub stream: &'a TlsStream<TcpStream>,
+    pub attester: Role,
+    pub nonce: &'a [u8; NONCE_LEN],
 }
 
-impl Keys {
-    pub fn of<D>(
-        session: &ConnectionCommon<D>,
-        attester: Role,
-        nonce: &[u8; NONCE_LEN],
-    ) -> Result<Self, rustls::Error> {
-        let context = context(attester, nonce);
-        Ok(Self {
-            evidence: session.export_keying_material([0; 32], EVIDENCE_LABEL, Some(&context))?,
-            id: SessionId(session.export_keying_material([0; ID_LEN], ID_LABEL, Some(&context))?),
-            secret: Secret(session.export_keying_material([0; 32], SECRET_LABEL, Some(&context))?),
-        })
+impl Half<'_> {
+    fn export<const N: usize>(self, label: &[u8]) -> Result<[u8; N], ChannelError> {
+        let context = context(self.attester, self.nonce);
+        let value = match self.stream {
+            TlsStream::Client(s) => s.get_ref().1.export_keying_material([0; N], label, Some(&context)),
+            TlsStream::Server(s) => s.get_ref().1.export_keying_material([0; N], label, Some(&context)),
+        };
+        value.map_err(|e| ChannelError::Tls(e.to_string()))
+    }
+
+    /// What the evidence is about, when the attester has the key with this SubjectPublicKeyInfo.
+    pub fn about(self, spki: &[u8]) -> Result<RuntimeData, ChannelError> {
+        Ok(RuntimeData::for_session(spki, self.nonce, &self.export(EVIDENCE_LABEL)?))
+    }
+
+    /// Name and secret of the session that the evidence binds.
+    pub fn session(self) -> Result<(SessionId, Secret), ChannelError> {
+        Ok((SessionId(self.export(ID_LABEL)?), Secret(self.export(SECRET_LABEL)?)))
     }
 }
 
