@@ -293,3 +293,29 @@ async fn a_peer_that_never_answers_is_given_up() {
         }
     }
 }
+
+#[tokio::test]
+async fn what_a_requiring_server_is_offered_else_is_refused_before_its_evidence_is_shown() {
+    let server = endpoint(requiring(ra(Some(attest_sample()), Some(verify_sample(true)))));
+    let offered: [(&[&str], &str); 4] = [
+        (&["rats-tls"], "session-binding-required"),
+        (&["h2", "rats-tls"], "session-binding-required"),
+        (&["tng/2"], "session-binding-required"),
+        // Without ALPN there is nothing to refuse in the handshake.
+        (&[], "session-binding-required"),
+    ];
+    for (alpn, reason) in offered {
+        let (c, s) = pair().await;
+        let connecting = async {
+            let met = Keys::new().await.connect(c, alpn).await;
+            if let Ok(mut raw) = met {
+                raw.refusal().await;
+            }
+        };
+        let (outcome, ()) = tokio::join!(server.accept(s), connecting);
+        assert_eq!(outcome.err().unwrap().reason(), reason, "{alpn:?}");
+    }
+    let bare = endpoint(ra(None, None));
+    let (c, s) = meet(&bare, &server).await;
+    assert_eq!((c.err().unwrap().reason(), s.err().unwrap().reason()), ("tls-alpn", "session-binding-required"));
+}
