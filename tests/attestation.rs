@@ -78,7 +78,7 @@ async fn both_sides_attest_through_an_agent_and_verify_through_a_service() {
         assert!(service.last_head().contains("secret-value"));
         let status = serde_json::to_string(&client.status()).unwrap();
         assert!(!status.contains("secret-value") && status.contains(r#""state":"ok""#), "{status}");
-        assert_eq!(client.status().aa_calls, 2, "evidence and TEE type");
+        assert_eq!(client.status().aa_calls, 4, "evidence and TEE type, for the certificate and for the session");
     }
 }
 
@@ -147,9 +147,20 @@ async fn each_failing_agent_has_its_reason_and_the_next_good_answer_heals() {
 
 #[tokio::test]
 async fn a_hundred_connections_cause_one_appraisal() {
+    for old in [false, true] {
+        a_hundred_connections(old).await;
+    }
+}
+
+async fn a_hundred_connections(old: bool) {
     let service = FakeAs::start("127.0.0.1:0", As::Slow).await;
     let client = endpoint_within(ra(None, Some(verify_as(&service, true))), Duration::from_secs(20));
-    let server = endpoint_within(ra(Some(attest_sample()), None), Duration::from_secs(20));
+    let config = common::config(ra(Some(attest_sample()), None), Duration::from_secs(20));
+    let server = if old {
+        EndpointTls::rats_tls_only(&config, Arc::new(tng::attest::SystemClock)).unwrap()
+    } else {
+        EndpointTls::new(&config).unwrap()
+    };
     let tasks: Vec<_> = (0..100)
         .map(|_| {
             let (c, s): (Arc<EndpointTls>, Arc<EndpointTls>) = (client.clone(), server.clone());

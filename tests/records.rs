@@ -73,7 +73,7 @@ fn one_record_for_each_connection_however_it_ends() {
             let record = records.iter().find(|r| r["side"] == side).expect("record");
             assert_eq!(record["reason"], "closed");
             assert_eq!((record["bytes_up"].as_str(), record["bytes_down"].as_str()), ("5", "5"));
-            assert_eq!(record["verdict"], "none");
+            assert_eq!((record["verdict"].as_str(), record["binding"].as_str()), ("none", "none"));
             if side == "ingress" {
                 assert_eq!(record["src"], source.to_string());
                 assert_eq!((&record["dst"], &record["peer"]), (&dst.to_string(), &dst.to_string()));

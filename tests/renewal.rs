@@ -67,9 +67,9 @@ struct Tunnel {
 impl Tunnel {
     async fn with(verdict_ttl: Duration) -> Self {
         let service = FakeAs::start("127.0.0.1:0", AFFIRMING).await;
-        let (egress, tunnel) = plane("out", Side::Egress, echo().await, Ra { attest: Some(attest()), verify: None });
+        let (egress, tunnel) = plane("out", Side::Egress, echo().await, Ra { attest: Some(attest()), ..Ra::default() });
         let verify = Some(verify(&service, verdict_ttl));
-        let (ingress, entry) = plane("in", Side::Ingress, tunnel, Ra { attest: None, verify });
+        let (ingress, entry) = plane("in", Side::Ingress, tunnel, Ra { verify, ..Ra::default() });
         Self { service, ingress, entry, _egress: egress }
     }
 
@@ -217,7 +217,7 @@ async fn no_reuse_of_verdicts_is_no_end_of_connections() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_streams_of_an_http2_tunnel_end_with_its_peer() {
     let service = FakeAs::start("127.0.0.1:0", AFFIRMING).await;
-    let ra = Ra { attest: None, verify: Some(verify(&service, TTL)) };
+    let ra = Ra { verify: Some(verify(&service, TTL)), ..Ra::default() };
     let (egress, at) = plane("out", Side::Egress, echo().await, ra);
     let (send, connection) = h2::client::handshake(attested_h2(at).await).await.expect("http/2");
     let carrier = tokio::spawn(connection);

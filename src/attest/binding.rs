@@ -2,13 +2,19 @@
 //!
 //! SHA-256 of the SubjectPublicKeyInfo, wrapped in the CBOR array `[1, hash]`, in base64, is the one member
 //! `pubkey-hash` of a JSON object; the SHA-384 of that object in canonical form (RFC 8785) is the report data.
+//! `tng/1` adds a nonce and an exporter value of the connection to the object.
+
+use std::collections::BTreeMap;
 
 use aws_lc_rs::digest;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::{Map, Value};
 
 /// Name of the member that carries the key's hash.
-const PUBKEY_HASH: &str = "pubkey-hash";
+pub(crate) const PUBKEY_HASH: &str = "pubkey-hash";
+/// Names of the members that `tng/1` adds (docs/tng-1.md).
+pub(crate) const NONCE: &str = "nonce";
+pub(crate) const EXPORTER: &str = "tls-exporter";
 
 /// The JSON object that evidence is bound to, in canonical form.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,9 +29,23 @@ impl RuntimeData {
         // CBOR: array of 2, unsigned 1 (IANA id of SHA-256), byte string of 32 bytes.
         let mut claim = vec![0x82, 0x01, 0x58, 0x20];
         claim.extend_from_slice(digest::digest(&digest::SHA256, spki).as_ref());
-        let mut object = Map::new();
-        object.insert(PUBKEY_HASH.into(), Value::String(BASE64_STANDARD.encode(claim)));
-        // With one member of plain ASCII, serde_json's compact form is the canonical one.
+        Self::of([(PUBKEY_HASH, BASE64_STANDARD.encode(claim))])
+    }
+
+    /// Binding to that key, to a verifier's `nonce` and to the TLS connection that has this `exporter` value
+    /// (RFC 8446, section 7.5): what the evidence of a `tng/1` session is about.
+    pub fn for_session(spki: &[u8], nonce: &[u8; 32], exporter: &[u8; 32]) -> Self {
+        let mut all = Self::for_key(spki).object;
+        all.insert(NONCE.into(), BASE64_STANDARD.encode(nonce).into());
+        all.insert(EXPORTER.into(), BASE64_STANDARD.encode(exporter).into());
+        Self::of(all)
+    }
+
+    /// Names and values are plain ASCII here, for which serde_json's compact form with its members in order is the
+    /// canonical one.
+    fn of<K: Into<String>, V: Into<Value>>(members: impl IntoIterator<Item = (K, V)>) -> Self {
+        let sorted: BTreeMap<String, Value> = members.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
+        let object: Map<String, Value> = sorted.into_iter().collect();
         let canonical = Value::Object(object.clone()).to_string();
         Self { canonical, object }
     }
@@ -85,6 +105,20 @@ mod tests {
         assert!(rd.canonical().starts_with(r#"{"pubkey-hash":"ggFYI"#), "{}", rd.canonical());
         assert_eq!(rd.digest(), sha384(rd.canonical().as_bytes()));
         assert_ne!(rd.digest(), RuntimeData::for_key(b"another key").digest());
+    }
+
+    #[test]
+    fn the_runtime_data_of_a_session_holds_that_of_the_key() {
+        let (key, session) = (RuntimeData::for_key(b"k"), RuntimeData::for_session(b"k", &[1; 32], &[2; 32]));
+        assert!(json_contains(&session.object().clone().into(), key.object()));
+        assert!(!json_contains(&key.object().clone().into(), session.object()), "evidence of a certificate is none");
+        let names: Vec<_> = session.object().keys().map(String::as_str).collect();
+        assert_eq!(names, [NONCE, PUBKEY_HASH, EXPORTER], "in the order of RFC 8785");
+        for other in
+            [RuntimeData::for_session(b"k", &[3; 32], &[2; 32]), RuntimeData::for_session(b"k", &[1; 32], &[3; 32])]
+        {
+            assert_ne!(other.digest(), session.digest());
+        }
     }
 
     #[test]

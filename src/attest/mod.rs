@@ -24,6 +24,7 @@ use async_trait::async_trait;
 
 pub use aa::AaAttester;
 pub use as_rest::{AsSeen, AsVerifier};
+pub(crate) use binding::{EXPORTER, NONCE, PUBKEY_HASH};
 pub use binding::{RuntimeData, json_contains};
 pub(crate) use builtin::collateral_problem;
 pub use builtin::{BuiltinError, BuiltinVerifier};

@@ -48,7 +48,27 @@ pub(super) fn ra(endpoint: &At<RawEndpoint>, side: Side, sink: &mut Sink<'_>) ->
     }
     let attest = raw.attest.as_ref().map_or(Some(None), |raw| attest_of(raw, sink).map(Some));
     let verify = raw.verify.as_ref().map_or(Some(None), |raw| verify_of(raw, sink).map(Some));
-    Some(Ra { attest: attest?, verify: verify? })
+    let require_session_binding = session_binding(raw, sink);
+    Some(Ra { attest: attest?, verify: verify?, require_session_binding })
+}
+
+/// `require_session_binding`, written at the endpoint or in its `verify` table: one setting of the endpoint, since both
+/// directions share a connection and its protocol.
+fn session_binding(raw: &RawEndpoint, sink: &mut Sink<'_>) -> bool {
+    let inner = raw.verify.as_ref().and_then(|v| v.value.require_session_binding.as_ref());
+    let outer = raw.require_session_binding.as_ref();
+    if let (Some(inner), Some(outer)) = (inner, outer)
+        && inner.value != outer.value
+    {
+        let message = "`require_session_binding` says one thing at the endpoint and another in `verify`";
+        sink.error(&inner.at, "contradiction", message, "keep the one at the endpoint");
+    }
+    let wanted = outer.into_iter().chain(inner).find(|a| a.value);
+    if let (Some(wanted), Some(_)) = (wanted, raw.no_ra.as_ref().filter(|a| a.value)) {
+        let message = "require_session_binding = true with no_ra = true: there is no evidence to bind";
+        sink.error(&wanted.at, "contradiction", message, "remove one of the two");
+    }
+    wanted.is_some()
 }
 
 /// A word out of a fixed list; those of later versions are refused in their own words.

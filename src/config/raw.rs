@@ -27,6 +27,7 @@ raw_table! {
     RawEndpoint {
         name: String,
         no_ra: bool,
+        require_session_binding: bool,
         mapping: RawMapping,
         netfilter: RawNetfilter,
         attest: RawAttest,
@@ -96,7 +97,8 @@ raw_table! {
         allow_debug: bool,
         fetch_timeout: String,
         reference: Vec<At<Free<OneOrMore>>>,
-    } later { "require_session_binding" }
+        require_session_binding: bool,
+    } later {}
 }
 
 raw_table! {

@@ -154,6 +154,9 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
         let sample = if verify.allow_sample { ", sample TEE accepted" } else { "" };
         line("    verify", &format!("{by}, verdicts live {}{sample}", show_duration(verify.verdict_ttl)));
     }
+    if e.ra.require_session_binding {
+        line("    binding", "to the session: peers that speak only RATS-TLS are refused");
+    }
     let l = &e.limits;
     let (handshake, connect) = (show_duration(l.handshake_timeout), show_duration(l.connect_timeout));
     let idle = if l.idle_timeout.is_zero() { "never".to_owned() } else { show_duration(l.idle_timeout) };

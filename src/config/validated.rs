@@ -260,6 +260,8 @@ pub struct Ra {
     pub attest: Option<Attest>,
     /// Appraisal this side demands of the peer.
     pub verify: Option<Verify>,
+    /// Peers that cannot bind evidence to the session (`tng/1`) are refused.
+    pub require_session_binding: bool,
 }
 
 /// `[*.attest]`.

@@ -50,6 +50,7 @@ fn endpoint_text(report: &StatusReport, endpoint: &EndpointView, style: Style, n
             "connections".into(),
             format!("{} open, {} in all, {} refused", c.connections_open, c.connections_total, c.connections_refused),
         ],
+        binding_row(&endpoint.attestation),
         kernel_row(report, &endpoint.name),
         vec!["bytes".into(), format!("{} up, {} down", human_bytes(c.bytes_up), human_bytes(c.bytes_down))],
     ];
@@ -64,10 +65,11 @@ fn endpoint_text(report: &StatusReport, endpoint: &EndpointView, style: Style, n
             ids => format!(" under policy {}", printable(&ids)),
         };
         let line = format!(
-            "{} is {} by {}{policy}, made {age} ago, {left}",
+            "{} is {} by {}{policy}, made {age} ago, {left}{}",
             printable(&v.peer),
             printable(&v.tee),
             printable(&v.verifier),
+            if v.binding == "session" { ", bound to the session" } else { "" },
         );
         rows.push(vec!["verdict".into(), line]);
     }
@@ -86,6 +88,24 @@ fn endpoint_text(report: &StatusReport, endpoint: &EndpointView, style: Style, n
         loud("SAMPLE EVIDENCE: shown or accepted here, it proves nothing");
     }
     text
+}
+
+/// What the evidence of its connections was bound to; no row where nobody attests.
+fn binding_row(attestation: &serde_json::Value) -> Vec<String> {
+    let count = |field: &str| attestation.get(field).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let of = |field: &str| attestation.get(field).is_some_and(|v| !v.is_null());
+    if !of("attest") && !of("verify") {
+        return Vec::new();
+    }
+    let required = attestation.get("require_session_binding").and_then(serde_json::Value::as_bool) == Some(true);
+    let line = format!(
+        "{} to the session, {} to one bound before, {} to the certificate only{}",
+        count("session_bound"),
+        count("session_resumed"),
+        count("certificate_bound"),
+        if required { "; session binding is required" } else { "" },
+    );
+    vec!["bound".into(), line]
 }
 
 /// The kernel's own counts of a captured endpoint; no row when they could not be seen.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::config::{EndpointName, Side};
 use crate::relay::{ClientAddr, PeerAddr};
-use crate::tls::Standing;
+use crate::tls::{Binding, Standing};
 
 use super::status::{ConnectionView, unix_seconds};
 
@@ -38,6 +38,8 @@ pub struct Connection {
     pub dst: OnceLock<String>,
     /// The tunnel's other end.
     pub peer: OnceLock<PeerAddr>,
+    /// What the evidence is bound to, once the channel stands.
+    pub binding: OnceLock<Binding>,
     /// What the appraisal of the peer said, now.
     pub standing: OnceLock<Arc<Standing>>,
     /// Bytes from the plain side into the tunnel.
@@ -79,6 +81,7 @@ impl Connection {
             dst: self.dst.get().cloned().unwrap_or_default(),
             peer: self.peer.get().map(ToString::to_string).unwrap_or_default(),
             tee: verdict.as_ref().map(|v| v.tee.clone()).unwrap_or_default(),
+            binding: self.binding.get().map(|b| b.word().to_owned()).unwrap_or_default(),
             verdict_expires: verdict.map(|v| unix_seconds(v.expires_at)),
             age_ms: self.started.elapsed().as_millis() as u64,
             bytes_up,
@@ -106,6 +109,7 @@ impl Connections {
             started: Instant::now(),
             dst: OnceLock::new(),
             peer: OnceLock::new(),
+            binding: OnceLock::new(),
             standing: OnceLock::new(),
             into_tunnel: AtomicU64::new(0),
             out_of_tunnel: AtomicU64::new(0),

@@ -45,8 +45,14 @@ struct EventLabels {
 }
 
 /// Counters in a tunnel's status and the events they count.
-const ATTESTATION_EVENTS: [(&str, &str); 3] =
-    [("as_calls", "as-request"), ("aa_calls", "aa-request"), ("cache_hits", "verdict-reused")];
+const ATTESTATION_EVENTS: [(&str, &str); 6] = [
+    ("as_calls", "as-request"),
+    ("aa_calls", "aa-request"),
+    ("cache_hits", "verdict-reused"),
+    ("session_bound", "session-bound"),
+    ("session_resumed", "session-resumed"),
+    ("certificate_bound", "certificate-bound"),
+];
 
 /// All metrics of the process.
 pub struct Metrics {
@@ -79,7 +85,7 @@ impl Metrics {
         registry.register("accept_errors", "Failures of accept(2), by error", new.accept_errors.clone());
         registry.register(
             "attestation_events",
-            "Requests to attestation services and agents, and verdicts reused",
+            "Requests to attestation services and agents, verdicts reused, and what evidence was bound to",
             new.attestation.clone(),
         );
         registry.register("connections_active", "Connections open now", new.active.clone());

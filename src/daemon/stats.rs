@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::config::{EndpointName, Side};
 use crate::relay::PeerAddr;
-use crate::tls::CurrentVerdict;
+use crate::tls::{Binding, CurrentVerdict};
 
 use super::metrics::{EndpointMetrics, Metrics};
 use super::status::{Counters, RefusalView, VerdictView, unix_seconds};
@@ -30,7 +30,7 @@ pub struct EndpointStats {
     open: AtomicU64,
     refused: AtomicU64,
     last_refusal: Mutex<Option<RefusalView>>,
-    verdicts: Mutex<HashMap<IpAddr, (SystemTime, CurrentVerdict)>>,
+    verdicts: Mutex<HashMap<IpAddr, (SystemTime, CurrentVerdict, Binding)>>,
 }
 
 impl EndpointStats {
@@ -79,15 +79,15 @@ impl EndpointStats {
     }
 
     /// The peer's appraisal ended well.
-    pub fn note_verdict(&self, peer: PeerAddr, verdict: CurrentVerdict) {
+    pub fn note_verdict(&self, peer: PeerAddr, verdict: CurrentVerdict, binding: Binding) {
         let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
         if verdicts.len() >= MAX_PEERS
             && !verdicts.contains_key(&peer.0.ip())
-            && let Some(oldest) = verdicts.iter().min_by_key(|(_, (seen, _))| *seen).map(|(ip, _)| *ip)
+            && let Some(oldest) = verdicts.iter().min_by_key(|(_, (seen, ..))| *seen).map(|(ip, _)| *ip)
         {
             verdicts.remove(&oldest);
         }
-        verdicts.insert(peer.0.ip(), (SystemTime::now(), verdict));
+        verdicts.insert(peer.0.ip(), (SystemTime::now(), verdict, binding));
     }
 
     /// The counters for `status`.
@@ -111,7 +111,10 @@ impl EndpointStats {
     pub fn verdicts(&self) -> Vec<VerdictView> {
         let verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
         let mut seen: Vec<_> = verdicts.iter().collect();
-        seen.sort_by_key(|(_, (seen, _))| std::cmp::Reverse(*seen));
-        seen.into_iter().map(|(ip, (seen, verdict))| VerdictView::new(*ip, *seen, &verdict.load())).collect()
+        seen.sort_by_key(|(_, (seen, ..))| std::cmp::Reverse(*seen));
+        let view = |(ip, (seen, verdict, binding)): (&IpAddr, &(SystemTime, CurrentVerdict, Binding))| {
+            VerdictView::new(*ip, *seen, &verdict.load(), *binding)
+        };
+        seen.into_iter().map(view).collect()
     }
 }

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::attest::Verdict;
+use crate::tls::Binding;
 
 /// Where the instance is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +156,9 @@ pub struct VerdictView {
     pub trust_anchor: String,
     /// Whether the TEE proves nothing.
     pub sample: bool,
+    /// What its last connection's evidence was bound to: `session` or `certificate`.
+    #[serde(default)]
+    pub binding: String,
     /// When it was made, in seconds since 1970.
     pub appraised_at: u64,
     /// When it ends, in seconds since 1970.
@@ -163,7 +167,7 @@ pub struct VerdictView {
 
 impl VerdictView {
     /// The verdict as shown.
-    pub fn new(peer: IpAddr, seen: SystemTime, verdict: &Verdict) -> Self {
+    pub fn new(peer: IpAddr, seen: SystemTime, verdict: &Verdict, binding: Binding) -> Self {
         Self {
             peer: peer.to_string(),
             seen: unix_seconds(seen),
@@ -172,6 +176,7 @@ impl VerdictView {
             verifier: verdict.verifier.clone(),
             trust_anchor: verdict.trust_anchor.clone(),
             sample: verdict.sample,
+            binding: binding.word().to_owned(),
             appraised_at: unix_seconds(verdict.appraised_at),
             expires_at: unix_seconds(verdict.expires_at),
         }
@@ -217,6 +222,9 @@ pub struct ConnectionView {
     pub peer: String,
     /// The peer's TEE.
     pub tee: String,
+    /// What the evidence is bound to: `session`, `certificate` or `none`; empty during the handshake.
+    #[serde(default)]
+    pub binding: String,
     /// When the peer's verdict ends unless it is renewed, in seconds since 1970; absent when it is not verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict_expires: Option<u64>,

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::config::Mode;
 use crate::daemon::{Accepted, EndpointRuntime};
 use crate::relay::{ClientAddr, Leg, LivePorts, Outcome, PeerAddr, Record, Refusal, Source, Target, TlsLeg};
-use crate::tls::{Alpn, Channel};
+use crate::tls::{Alpn, Binding, Channel};
 
 /// Where a connection goes and whose address the service sees.
 struct Route<'a> {
@@ -49,6 +49,7 @@ pub async fn serve(endpoint: &std::sync::Arc<EndpointRuntime>, accepted: Accepte
     let outcome = match Box::pin(accept(endpoint, tcp)).await {
         Err(refusal) => Outcome::Refused(refusal),
         Ok(Channel { stream, alpn, standing, .. }) => {
+            record.set_binding(Binding::of(alpn, &endpoint.endpoint.ra));
             record.established(standing.as_ref());
             match alpn {
                 Alpn::H2 => {
@@ -58,7 +59,7 @@ pub async fn serve(endpoint: &std::sync::Arc<EndpointRuntime>, accepted: Accepte
                         Err(refusal) => Outcome::Refused(refusal),
                     }
                 }
-                Alpn::RatsTls => {
+                Alpn::RatsTls | Alpn::Tng1 => {
                     let mut tunnel = Box::new(TlsLeg::new(stream));
                     match connect(endpoint, &route).await {
                         Ok(mut service) => relayed(endpoint, &record, &mut service, &mut tunnel).await,

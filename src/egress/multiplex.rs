@@ -20,7 +20,7 @@ use tokio_rustls::TlsStream;
 
 use crate::daemon::EndpointRuntime;
 use crate::relay::{ClientAddr, End, Leg, Outcome, PeerAddr, Record, Refusal};
-use crate::tls::Standing;
+use crate::tls::{Alpn, Binding, Standing};
 
 /// Streams of one HTTP/2 connection at once.
 const MAX_STREAMS: u32 = 256;
@@ -116,6 +116,7 @@ impl Streams<'_> {
         let endpoint = self.endpoint.clone();
         let record = Record::begin(&endpoint.connections, &endpoint.stats, self.client);
         record.set_peer_addr(PeerAddr(self.client.0));
+        record.set_binding(Binding::of(Alpn::H2, &endpoint.endpoint.ra));
         record.set_standing(self.standing);
         if leaving {
             respond.send_reset(Reason::REFUSED_STREAM);

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use crate::config::Mode;
 use crate::daemon::{Accepted, EndpointRuntime};
 use crate::relay::{Leg, Outcome, PeerAddr, Refusal, Source, Target, TlsLeg, canonical};
-use crate::tls::{Alpn, Channel};
+use crate::tls::{Alpn, Binding, Channel};
 
 /// Where a connection of `mode` goes.
 fn target(mode: &Mode, accepted: &Accepted) -> Result<Target, Refusal> {
@@ -54,9 +54,10 @@ async fn establish(endpoint: &EndpointRuntime, accepted: &Accepted) -> Result<Tu
             accepted.record.set_peer_addr(PeerAddr(canonical(peer)));
         }
         let Channel { stream, alpn, standing, .. } = endpoint.tunnel.connect(tcp, target.name()).await?;
+        accepted.record.set_binding(Binding::of(alpn, &endpoint.endpoint.ra));
         accepted.record.established(standing.as_ref());
         match alpn {
-            Alpn::RatsTls => Ok(Box::new(TlsLeg::new(stream))),
+            Alpn::RatsTls | Alpn::Tng1 => Ok(Box::new(TlsLeg::new(stream))),
             Alpn::H2 => Err(Refusal::UnexpectedProtocol),
         }
     };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::config::Side;
 use crate::daemon::{ConnState, Connection, Connections, EndpointStats};
-use crate::tls::Standing;
+use crate::tls::{Binding, Standing};
 
 use super::addr::{ClientAddr, PeerAddr};
 use super::copy::End;
@@ -76,12 +76,18 @@ impl Record {
         let _ = self.connection.peer.set(peer);
     }
 
+    /// What the evidence of this connection is bound to. Before its standing is set.
+    pub fn set_binding(&self, binding: Binding) {
+        let _ = self.connection.binding.set(binding);
+    }
+
     /// What the appraisal said of the peer.
     pub fn set_standing(&self, standing: Option<&Arc<Standing>>) {
         if let Some(standing) = standing {
             let _ = self.connection.standing.set(standing.clone());
             if let Some(addr) = self.connection.peer.get() {
-                self.stats.note_verdict(*addr, standing.current());
+                let binding = self.connection.binding.get().copied().unwrap_or(Binding::Certificate);
+                self.stats.note_verdict(*addr, standing.current(), binding);
             }
         }
     }
@@ -139,6 +145,7 @@ impl Record {
                     peer = shown(c.peer.get().map(|p| p as _)),
                     tee = verdict.as_ref().map(|v| v.tee.as_str()).unwrap_or(""),
                     verdict = if verdict.is_some() { "affirming" } else { "none" },
+                    binding = c.binding.get().map_or("", |b| b.word()),
                     policy = verdict.as_ref().map(|v| v.policy_ids.join(",")).unwrap_or_default(),
                     bytes_up,
                     bytes_down,

@@ -26,6 +26,8 @@ const PEERS_LIMIT: usize = 0xffff;
 pub struct Made {
     /// What rustls shows.
     pub certified: Arc<CertifiedKey>,
+    /// DER SubjectPublicKeyInfo of its key.
+    pub spki: Vec<u8>,
     /// notAfter.
     pub not_after: SystemTime,
 }
@@ -69,12 +71,13 @@ fn build(
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
     params.custom_extensions = evidence.into_iter().collect();
+    let spki = key.subject_public_key_info();
     let certificate = params.self_signed(&key).map_err(failed)?;
     let der = certificate.der().clone();
     if der.len() > PEERS_LIMIT {
         tracing::warn!(bytes = der.len(), "certificate with evidence is larger than most peers accept");
     }
-    Ok(Made { certified: Arc::new(certified(der, key)?), not_after })
+    Ok(Made { certified: Arc::new(certified(der, key)?), spki, not_after })
 }
 
 fn certified(der: CertificateDer<'static>, key: KeyPair) -> Result<CertifiedKey, AttestError> {

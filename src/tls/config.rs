@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -112,21 +112,15 @@ impl ClientCertVerifier for SignatureOnly {
     }
 }
 
-/// Client side. `identity`: what it shows when asked, if it attests.
-pub fn client(
-    provider: Arc<CryptoProvider>,
-    identity: Option<Arc<dyn ResolvesClientCert>>,
-) -> Result<ClientConfig, Error> {
+/// Client side. A connection of a side that attests puts its certificate there.
+pub fn client(provider: Arc<CryptoProvider>, protocols: &[Alpn]) -> Result<ClientConfig, Error> {
     let algorithms = provider.signature_verification_algorithms;
-    let builder = ClientConfig::builder_with_provider(provider)
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(SignatureOnly(algorithms)));
-    let mut config = match identity {
-        Some(resolver) => builder.with_client_cert_resolver(resolver),
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = vec![Alpn::RatsTls.as_wire().to_vec()];
+        .with_custom_certificate_verifier(Arc::new(SignatureOnly(algorithms)))
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|p| p.as_wire().to_vec()).collect();
     // A resumed session would pass by the peer's certificate and with it the appraisal.
     config.resumption = Resumption::disabled();
     Ok(config)
@@ -137,6 +131,7 @@ pub fn server(
     provider: Arc<CryptoProvider>,
     identity: Arc<dyn ResolvesServerCert>,
     verify: bool,
+    protocols: &[Alpn],
 ) -> Result<ServerConfig, Error> {
     let algorithms = provider.signature_verification_algorithms;
     let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13])?;
@@ -146,7 +141,8 @@ pub fn server(
         builder.with_no_client_auth()
     };
     let mut config = builder.with_cert_resolver(identity);
-    config.alpn_protocols = vec![Alpn::RatsTls.as_wire().to_vec(), Alpn::H2.as_wire().to_vec()];
+    // The first of these that the client has too is taken (RFC 7301).
+    config.alpn_protocols = protocols.iter().map(|p| p.as_wire().to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)

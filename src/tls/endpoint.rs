@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -12,9 +13,11 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
+use super::bind::{self, BindingCounts, BoundRenewal, Proving};
 use super::certificate::fingerprint;
-use super::identity::IdentityStore;
+use super::identity::{Fixed, IdentityStore};
 use super::peer::PeerCertificate;
+use super::session::{BoundSession, SessionError, Sessions};
 use super::standing::{Renew, Standing, Standings};
 use super::status::{AttestStatus, Ledger, TlsStatus, VerifyStatus, unix};
 use super::{Alpn, Channel, ChannelError, Peer, PeerError, config, peer};
@@ -33,7 +36,7 @@ const MAX_RENEWALS: usize = 16;
 /// TLS and attestation of one endpoint: made once, shared by all its connections.
 pub struct EndpointTls {
     identity: IdentityStore,
-    attester: Option<Arc<dyn Attester>>,
+    proving: Option<Proving>,
     appraisal: Option<Arc<Appraisal>>,
     standings: Standings,
     client: Arc<ClientConfig>,
@@ -41,23 +44,28 @@ pub struct EndpointTls {
     handshake_timeout: Duration,
     clock: Arc<dyn Clock>,
     ledger: Ledger,
+    require_session_binding: bool,
+    counts: BindingCounts,
 }
 
 /// What this side demands of the peer.
-struct Appraisal {
-    verifier: Arc<dyn Verifier>,
+pub(super) struct Appraisal {
+    pub(super) verifier: Arc<dyn Verifier>,
+    /// Verdicts on certificates, as RATS-TLS shows them.
     cache: VerdictCache,
+    /// Sessions bound by `tng/1`.
+    pub(super) sessions: Sessions,
     policy: [u8; 32],
     policy_ids: Vec<String>,
     allow_sample: bool,
-    verdict_ttl: Duration,
-    clock: Arc<dyn Clock>,
-    deadline: Duration,
-    renewals: Semaphore,
+    pub(super) verdict_ttl: Duration,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) deadline: Duration,
+    pub(super) renewals: Semaphore,
 }
 
 /// A new verdict on `shown`. Zero `ttl` is for verdicts that are not reused: only token and certificate end them.
-async fn appraise(
+pub(super) async fn appraise(
     verifier: Arc<dyn Verifier>,
     shown: PeerCertificate,
     now: SystemTime,
@@ -102,6 +110,19 @@ impl EndpointTls {
 
     /// The same, with the time taken from `clock`.
     pub fn with_clock(endpoint: &Endpoint, clock: Arc<dyn Clock>) -> Result<Arc<Self>, ChannelError> {
+        Self::speaking(endpoint, clock, &bind::protocols(&endpoint.ra))
+    }
+
+    /// The same for an endpoint that speaks RATS-TLS alone, as one of TNG 2.8 does.
+    pub fn rats_tls_only(endpoint: &Endpoint, clock: Arc<dyn Clock>) -> Result<Arc<Self>, ChannelError> {
+        Self::speaking(endpoint, clock, &(vec![Alpn::RatsTls], vec![Alpn::RatsTls, Alpn::H2]))
+    }
+
+    fn speaking(
+        endpoint: &Endpoint,
+        clock: Arc<dyn Clock>,
+        (as_client, as_server): &(Vec<Alpn>, Vec<Alpn>),
+    ) -> Result<Arc<Self>, ChannelError> {
         let timeout = endpoint.limits.handshake_timeout;
         let attester = endpoint.ra.attest.as_ref().map(|a| (attester(&a.provider, timeout), a.refresh_interval));
         let identity = match &attester {
@@ -110,11 +131,12 @@ impl EndpointTls {
         };
         let appraisal = endpoint.ra.verify.as_ref().map(|v| Appraisal::new(endpoint, v, clock.clone())).transpose()?;
         let provider = config::provider();
-        let client = config::client(provider.clone(), identity.client_resolver()).map_err(setup)?;
-        let server = config::server(provider, identity.server_resolver(), appraisal.is_some()).map_err(setup)?;
+        let client = config::client(provider.clone(), as_client).map_err(setup)?;
+        let server =
+            config::server(provider, identity.server_resolver(), appraisal.is_some(), as_server).map_err(setup)?;
         Ok(Arc::new(Self {
             identity,
-            attester: attester.map(|(a, _)| a),
+            proving: attester.map(|(a, _)| Proving::new(a)),
             appraisal: appraisal.map(Arc::new),
             standings: Standings::default(),
             client: Arc::new(client),
@@ -122,6 +144,8 @@ impl EndpointTls {
             handshake_timeout: timeout,
             clock,
             ledger: Ledger::default(),
+            require_session_binding: endpoint.ra.require_session_binding,
+            counts: BindingCounts::default(),
         }))
     }
 
@@ -135,16 +159,17 @@ impl EndpointTls {
                 // Never sent: rustls shows names alone.
                 None => ServerName::from(tcp.peer_addr()?.ip()),
             };
-            let config = match self.identity.ready().await? {
+            let shown = self.identity.ready().await?;
+            let config = match &shown {
                 None => self.client.clone(),
                 Some(identity) => {
                     let mut own = ClientConfig::clone(&self.client);
-                    own.client_auth_cert_resolver = identity;
+                    own.client_auth_cert_resolver = identity.clone();
                     Arc::new(own)
                 }
             };
             let stream = TlsConnector::from(config).connect(name, tcp).await?;
-            self.finish(stream.into()).await
+            self.finish(stream.into(), shown).await
         };
         self.conclude(peer, tokio::time::timeout(self.handshake_timeout, work).await)
     }
@@ -153,37 +178,49 @@ impl EndpointTls {
     pub async fn accept(&self, tcp: TcpStream) -> Result<Channel, ChannelError> {
         let peer = tcp.peer_addr().ok();
         let work = async {
-            let config = match self.identity.ready().await? {
+            let shown = self.identity.ready().await?;
+            let config = match &shown {
                 None => self.server.clone(),
                 Some(identity) => {
                     let mut own = ServerConfig::clone(&self.server);
-                    own.cert_resolver = identity;
+                    own.cert_resolver = identity.clone();
                     Arc::new(own)
                 }
             };
             let stream = TlsAcceptor::from(config).accept(tcp).await?;
-            self.finish(stream.into()).await
+            self.finish(stream.into(), shown).await
         };
         self.conclude(peer, tokio::time::timeout(self.handshake_timeout, work).await)
     }
 
     /// Everything between the handshake and the first application byte.
-    async fn finish(&self, stream: TlsStream<TcpStream>) -> Result<Channel, ChannelError> {
+    async fn finish(
+        &self,
+        mut stream: TlsStream<TcpStream>,
+        shown: Option<Arc<Fixed>>,
+    ) -> Result<Channel, ChannelError> {
         // From here on whatever drops the stream (refusal, deadline, cancellation) resets the connection:
         // the peer, whose handshake is over, must not take a refusal for a clean end.
-        let linger = |time| SockRef::from(stream.get_ref().0).set_linger(time);
-        linger(Some(Duration::ZERO))?;
+        SockRef::from(stream.get_ref().0).set_linger(Some(Duration::ZERO))?;
         let (_, session) = stream.get_ref();
         let alpn = session.alpn_protocol().and_then(Alpn::from_wire).ok_or(ChannelError::Alpn)?;
-        let (peer, standing) = match &self.appraisal {
-            None => (Peer::Unverified, None),
-            Some(appraisal) => {
+        let mut resumed = false;
+        let standing = match (alpn, &self.appraisal) {
+            (Alpn::Tng1, appraisal) => {
+                let bound = bind::bind(&mut stream, self.proving.as_ref(), shown.as_deref(), appraisal.as_ref());
+                let bound = bound.await?;
+                resumed = bound.as_ref().is_some_and(|b| b.resumed);
+                bound.zip(appraisal.as_ref()).map(|(bound, appraisal)| self.stands(appraisal, bound.session))
+            }
+            (_, None) => None,
+            (_, Some(appraisal)) => {
                 let der = session.peer_certificates().and_then(|c| c.first()).ok_or(PeerError::NoCertificate)?;
-                let standing = self.admit(appraisal, der).await?;
-                (Peer::Verified(standing.verdict()), Some(standing))
+                Some(self.admit(appraisal, der).await?)
             }
         };
-        linger(None)?;
+        let peer = standing.as_ref().map_or(Peer::Unverified, |s| Peer::Verified(s.verdict()));
+        SockRef::from(stream.get_ref().0).set_linger(None)?;
+        self.counts.count(alpn, self.proving.is_none() && self.appraisal.is_none(), resumed);
         Ok(Channel { stream, peer, alpn, standing })
     }
 
@@ -192,7 +229,11 @@ impl EndpointTls {
         peer: Option<SocketAddr>,
         outcome: Result<Result<Channel, ChannelError>, tokio::time::error::Elapsed>,
     ) -> Result<Channel, ChannelError> {
-        let outcome = outcome.unwrap_or(Err(ChannelError::HandshakeTimeout));
+        let outcome = match outcome.unwrap_or(Err(ChannelError::HandshakeTimeout)) {
+            // It offered nothing but tng/1, so this is what the peer lacks.
+            Err(ChannelError::Alpn) if self.require_session_binding => Err(SessionError::Required.into()),
+            outcome => outcome,
+        };
         match &outcome {
             Ok(channel) => {
                 self.ledger.established(peer, channel.standing.as_ref().map(|s| s.current()));
@@ -213,14 +254,27 @@ impl EndpointTls {
         Ok(self.standings.of(key.certificate, der, not_after, verdict, renew, self.clock.clone()))
     }
 
+    /// The standing of a peer that was let in by the evidence of `session`.
+    fn stands(&self, appraisal: &Arc<Appraisal>, session: Arc<BoundSession>) -> Arc<Standing> {
+        let (not_after, verdict) = (session.shown.not_after, session.verdict.clone());
+        let key = fingerprint(session.shown.expected.canonical().as_bytes());
+        let renew = Arc::new(BoundRenewal { appraisal: appraisal.clone(), session });
+        self.standings.of(key, &[], not_after, verdict, renew, self.clock.clone())
+    }
+
     /// For `tngctl status`.
     pub fn status(&self) -> TlsStatus {
+        let resumed = self.counts.resumed.load(Ordering::Relaxed);
         let mut status = TlsStatus {
-            attest: self.attester.as_ref().map(|a| self.attest_status(a.provider())),
+            attest: self.proving.as_ref().map(|p| self.attest_status(p.attester.provider())),
             verify: self.appraisal.as_ref().map(|a| a.status()),
             as_calls: self.appraisal.as_ref().map_or(0, |a| a.verifier.calls()),
-            cache_hits: self.appraisal.as_ref().map_or(0, |a| a.cache.hits()),
-            aa_calls: self.attester.as_ref().map_or(0, |a| a.calls()),
+            cache_hits: self.appraisal.as_ref().map_or(0, |a| a.cache.hits()) + resumed,
+            aa_calls: self.proving.as_ref().map_or(0, |p| p.attester.calls()),
+            require_session_binding: self.require_session_binding,
+            session_bound: self.counts.session.load(Ordering::Relaxed),
+            session_resumed: resumed,
+            certificate_bound: self.counts.certificate.load(Ordering::Relaxed),
             ..TlsStatus::default()
         };
         self.ledger.fill(&mut status);
@@ -281,6 +335,7 @@ impl Appraisal {
         Ok(Self {
             verifier,
             cache: VerdictCache::new(CACHE_CAPACITY, clock.clone()),
+            sessions: Sessions::new(CACHE_CAPACITY),
             policy: fingerprint(policy.to_string().as_bytes()),
             policy_ids: verify.policy_ids.clone(),
             allow_sample: verify.allow_sample,

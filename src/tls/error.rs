@@ -4,7 +4,7 @@ use std::io;
 
 use rustls::{AlertDescription, InvalidMessage};
 
-use super::PeerError;
+use super::{PeerError, SessionError};
 use crate::attest::{AttestError, VerifyError};
 
 /// Why no channel came about.
@@ -23,7 +23,10 @@ pub enum ChannelError {
     #[error("the peer refused the handshake: {0}")]
     Alert(String),
     /// No common application protocol.
-    #[error("the peer speaks neither rats-tls nor h2")]
+    #[error(
+        "no protocol in common: this side speaks RATS-TLS, and tng/1 if it attests or verifies; the peer wants another \
+         one, tng/1 alone if it has require_session_binding = true"
+    )]
     Alpn,
     /// The peer's certificate exceeds what a handshake message may hold (64 KiB).
     #[error("the peer's certificate is too large")]
@@ -43,6 +46,9 @@ pub enum ChannelError {
     /// The appraisal ended without a verdict that lets the peer in.
     #[error("{0}")]
     Verify(#[from] VerifyError),
+    /// The `tng/1` exchange failed.
+    #[error("{0}")]
+    Session(#[from] SessionError),
     /// The endpoint could not be set up.
     #[error("TLS setup failed: {0}")]
     Setup(String),
@@ -83,6 +89,7 @@ impl ChannelError {
             Self::Attest(e) => e.reason(),
             Self::Peer(e) => e.reason(),
             Self::Verify(e) => e.reason(),
+            Self::Session(e) => e.reason(),
             Self::Setup(_) => "tls-setup",
         }
     }

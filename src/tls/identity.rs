@@ -22,7 +22,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
 /// A certificate and the moment its evidence was asked for.
 struct Identity {
-    made: Made,
+    shown: Arc<Fixed>,
+    not_after: SystemTime,
     born: Instant,
     fresh_until: Instant,
 }
@@ -42,50 +43,40 @@ impl State {
 
 /// Shows one certificate.
 #[derive(Debug)]
-pub struct Fixed(Arc<CertifiedKey>);
+pub struct Fixed {
+    certified: Arc<CertifiedKey>,
+    /// DER SubjectPublicKeyInfo of its key.
+    pub spki: Vec<u8>,
+}
+
+impl Fixed {
+    fn of(made: &Made) -> Arc<Self> {
+        Arc::new(Self { certified: made.certified.clone(), spki: made.spki.clone() })
+    }
+}
 
 impl ResolvesServerCert for Fixed {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.clone())
+        Some(self.certified.clone())
     }
 }
 
 impl ResolvesClientCert for Fixed {
     fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.clone())
+        Some(self.certified.clone())
     }
     fn has_certs(&self) -> bool {
         true
     }
 }
 
-/// Shows the newest certificate, or none when there is none fresh enough.
-pub struct Newest(watch::Receiver<State>);
+/// Stands in a shared configuration until a handshake puts its certificate there.
+#[derive(Debug)]
+struct Nothing;
 
-impl std::fmt::Debug for Newest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Newest")
-    }
-}
-
-impl Newest {
-    fn get(&self) -> Option<Arc<CertifiedKey>> {
-        self.0.borrow().fresh().map(|i| i.made.certified.clone())
-    }
-}
-
-impl ResolvesServerCert for Newest {
+impl ResolvesServerCert for Nothing {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.get()
-    }
-}
-
-impl ResolvesClientCert for Newest {
-    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.get()
-    }
-    fn has_certs(&self) -> bool {
-        true
+        None
     }
 }
 
@@ -133,7 +124,7 @@ pub struct Condition {
 impl IdentityStore {
     /// A certificate without evidence.
     pub fn plain(clock: &dyn Clock) -> Result<Self, AttestError> {
-        Ok(Self::Plain(Arc::new(Fixed(certificate::unattested(clock.now())?.certified))))
+        Ok(Self::Plain(Fixed::of(&certificate::unattested(clock.now())?)))
     }
 
     /// Evidence from `attester`, at most `interval` old; zero: for each handshake.
@@ -152,25 +143,16 @@ impl IdentityStore {
     pub fn server_resolver(&self) -> Arc<dyn ResolvesServerCert> {
         match self {
             Self::Plain(fixed) => fixed.clone(),
-            Self::Refreshed(r) => Arc::new(Newest(r.state.clone())),
-            // Replaced in each handshake; alone it shows nothing.
-            Self::EachTime(_) => Arc::new(Newest(watch::channel(State::default()).1)),
+            Self::Refreshed(_) | Self::EachTime(_) => Arc::new(Nothing),
         }
     }
 
-    /// For the shared client configuration.
-    pub fn client_resolver(&self) -> Option<Arc<dyn ResolvesClientCert>> {
-        match self {
-            Self::Plain(_) | Self::EachTime(_) => None,
-            Self::Refreshed(r) => Some(Arc::new(Newest(r.state.clone()))),
-        }
-    }
-
-    /// Waits until a handshake can be made. `Some`: with this certificate, made for it alone.
+    /// Waits until a handshake can be made. `Some`: with this certificate, which stays the handshake's own though a
+    /// newer one is made meanwhile. `None`: with that of the shared configuration.
     pub async fn ready(&self) -> Result<Option<Arc<Fixed>>, AttestError> {
         match self {
             Self::Plain(_) => Ok(None),
-            Self::Refreshed(r) => r.ready().await.map(|()| None),
+            Self::Refreshed(r) => r.ready().await.map(Some),
             Self::EachTime(e) => e.make().await.map(Some),
         }
     }
@@ -189,7 +171,7 @@ impl IdentityStore {
         Condition {
             usable,
             age: state.current.as_ref().map(|i| i.born.elapsed()),
-            not_after: state.current.as_ref().map(|i| i.made.not_after),
+            not_after: state.current.as_ref().map(|i| i.not_after),
             failure: state.failure,
         }
     }
@@ -197,12 +179,12 @@ impl IdentityStore {
 
 impl Refreshed {
     /// Waits only for the very first evidence; afterwards either there is some or the reason why not.
-    async fn ready(&self) -> Result<(), AttestError> {
+    async fn ready(&self) -> Result<Arc<Fixed>, AttestError> {
         let mut rx = self.state.clone();
         let state =
             rx.wait_for(|s| s.fresh().is_some() || s.failure.is_some()).await.map_err(|_| AttestError::Pending)?;
         match (state.fresh(), &state.failure) {
-            (Some(_), _) => Ok(()),
+            (Some(identity), _) => Ok(identity.shown.clone()),
             (None, failure) => Err(failure.clone().unwrap_or(AttestError::Pending)),
         }
     }
@@ -215,9 +197,10 @@ impl EachTime {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match made {
             Ok(made) => {
-                let fixed = Arc::new(Fixed(made.certified.clone()));
-                *last = State { current: Some(Arc::new(Identity { made, born, fresh_until: born })), failure: None };
-                Ok(fixed)
+                let shown = Fixed::of(&made);
+                let identity = Identity { shown: shown.clone(), not_after: made.not_after, born, fresh_until: born };
+                *last = State { current: Some(Arc::new(identity)), failure: None };
+                Ok(shown)
             }
             Err(e) => {
                 last.failure = Some(e.clone());
@@ -234,7 +217,8 @@ async fn refresh(attester: Arc<dyn Attester>, interval: Duration, clock: Arc<dyn
         match certificate::attested(&*attester, clock.now()).await {
             Ok(made) => {
                 backoff = MIN_BACKOFF;
-                let identity = Identity { made, born, fresh_until: born + interval };
+                let (shown, not_after) = (Fixed::of(&made), made.not_after);
+                let identity = Identity { shown, not_after, born, fresh_until: born + interval };
                 tx.send_replace(State { current: Some(Arc::new(identity)), failure: None });
                 // A third of the interval is left for an attester that is slow or away for a moment.
                 tokio::time::sleep_until(born + interval * 2 / 3).await;

@@ -1,11 +1,13 @@
 //! Keys, certificates with evidence, rustls configurations, and the attested channel.
 
+mod bind;
 mod certificate;
 mod config;
 mod endpoint;
 mod error;
 mod identity;
 mod peer;
+pub mod session;
 mod standing;
 mod status;
 
@@ -14,10 +16,12 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 
 use crate::attest::Verdict;
+use crate::config::Ra;
 
 pub use endpoint::EndpointTls;
 pub use error::ChannelError;
 pub use peer::PeerError;
+pub use session::SessionError;
 pub use standing::{CurrentVerdict, Standing, Withdrawn};
 pub use status::{AttestStatus, PeerStatus, RefusalStatus, TlsStatus, VerifyStatus};
 
@@ -49,6 +53,39 @@ pub enum Alpn {
     RatsTls,
     /// `h2`: one CONNECT stream a TCP connection (TNG's multiplex).
     H2,
+    /// `tng/1`: as `rats-tls`, after evidence about this very connection (docs/tng-1.md).
+    Tng1,
+}
+
+/// What the evidence that both sides showed is bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Binding {
+    /// Nobody showed any.
+    None,
+    /// The key of the certificate (RATS-TLS).
+    Certificate,
+    /// The connection (`tng/1`).
+    Session,
+}
+
+impl Binding {
+    /// That of a connection of an endpoint with these roles.
+    pub fn of(alpn: Alpn, ra: &Ra) -> Self {
+        match alpn {
+            Alpn::Tng1 => Self::Session,
+            _ if ra.attest.is_none() && ra.verify.is_none() => Self::None,
+            _ => Self::Certificate,
+        }
+    }
+
+    /// As records and status show it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Certificate => "certificate",
+            Self::Session => "session",
+        }
+    }
 }
 
 impl Alpn {
@@ -57,6 +94,7 @@ impl Alpn {
         match name {
             b"rats-tls" => Some(Self::RatsTls),
             b"h2" => Some(Self::H2),
+            b"tng/1" => Some(Self::Tng1),
             _ => None,
         }
     }
@@ -66,6 +104,7 @@ impl Alpn {
         match self {
             Self::RatsTls => b"rats-tls",
             Self::H2 => b"h2",
+            Self::Tng1 => b"tng/1",
         }
     }
 }

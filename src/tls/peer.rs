@@ -21,7 +21,7 @@ pub enum PeerError {
     #[error("the peer's certificate is malformed")]
     Malformed,
     /// No evidence extension.
-    #[error("the peer's certificate holds no evidence")]
+    #[error("the peer shows no evidence: it is no tng, or does not attest")]
     NoEvidence,
     /// The evidence extension cannot be read.
     #[error("{0}")]
@@ -60,8 +60,8 @@ impl PeerError {
     }
 }
 
-/// A certificate that may be appraised.
-#[derive(Debug)]
+/// A certificate that may be appraised; in `tng/1` its key, with evidence about a session.
+#[derive(Debug, Clone)]
 pub struct PeerCertificate {
     /// Its evidence.
     pub evidence: Evidence,
@@ -69,6 +69,30 @@ pub struct PeerCertificate {
     pub expected: RuntimeData,
     /// notAfter.
     pub not_after: SystemTime,
+}
+
+/// The end of a certificate that is valid at `now`.
+fn timely(cert: &X509Certificate<'_>, now: SystemTime) -> Result<SystemTime, PeerError> {
+    let not_before: SystemTime = cert.validity().not_before.to_datetime().into();
+    let not_after: SystemTime = cert.validity().not_after.to_datetime().into();
+    // The end has no allowance: a verdict must not outlive the certificate.
+    if not_after <= now {
+        return Err(PeerError::Expired);
+    }
+    if now + SKEW < not_before {
+        return Err(PeerError::NotYetValid);
+    }
+    Ok(not_after)
+}
+
+/// SubjectPublicKeyInfo and end of a certificate. All that `tng/1` takes from it: evidence about the session says
+/// whose key it is, and the handshake that the peer holds it.
+pub fn key_of(der: &[u8], now: SystemTime) -> Result<(Vec<u8>, SystemTime), PeerError> {
+    let (rest, cert) = X509Certificate::from_der(der).map_err(|_| PeerError::Malformed)?;
+    if !rest.is_empty() {
+        return Err(PeerError::Malformed);
+    }
+    Ok((cert.public_key().raw.to_vec(), timely(&cert, now)?))
 }
 
 /// Takes the certificate apart and checks all that needs no verifier.
@@ -88,15 +112,7 @@ pub fn inspect(der: &[u8], now: SystemTime) -> Result<PeerCertificate, PeerError
     if !x509::signed_by(&cert, cert.public_key()) {
         return Err(PeerError::SelfSignature);
     }
-    let not_before: SystemTime = cert.validity().not_before.to_datetime().into();
-    let not_after: SystemTime = cert.validity().not_after.to_datetime().into();
-    // The end has no allowance: a verdict must not outlive the certificate.
-    if not_after <= now {
-        return Err(PeerError::Expired);
-    }
-    if now + SKEW < not_before {
-        return Err(PeerError::NotYetValid);
-    }
+    let not_after = timely(&cert, now)?;
     let evidence = Evidence::from_extension(extension.value)?;
     let expected = RuntimeData::for_key(cert.public_key().raw);
     let bound = evidence.runtime_object().ok_or(EvidenceError::Malformed("runtime data is not an object"))?;

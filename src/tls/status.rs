@@ -34,6 +34,14 @@ pub struct TlsStatus {
     pub cache_hits: u64,
     /// Requests to the attestation agent.
     pub aa_calls: u64,
+    /// Whether peers that do not speak `tng/1` are refused.
+    pub require_session_binding: bool,
+    /// Channels whose evidence was made for them (`tng/1`).
+    pub session_bound: u64,
+    /// Channels whose peer confirmed a session that was bound before, as far as this side verifies.
+    pub session_resumed: u64,
+    /// Channels with evidence about the certificate's key alone (RATS-TLS).
+    pub certificate_bound: u64,
 }
 
 /// Evidence this side shows.

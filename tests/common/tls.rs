@@ -30,7 +30,7 @@ pub fn verify_sample(allow_sample: bool) -> Verify {
 
 /// Roles of one side.
 pub fn ra(attest: Option<Attest>, verify: Option<Verify>) -> Ra {
-    Ra { attest, verify }
+    Ra { attest, verify, require_session_binding: false }
 }
 
 /// An endpoint with these roles and a handshake deadline of five seconds.
@@ -41,6 +41,16 @@ pub fn endpoint(ra: Ra) -> Arc<EndpointTls> {
 /// An endpoint with these roles and this handshake deadline.
 pub fn endpoint_within(ra: Ra, handshake_timeout: Duration) -> Arc<EndpointTls> {
     EndpointTls::new(&config(ra, handshake_timeout)).unwrap()
+}
+
+/// An endpoint with these roles that speaks RATS-TLS alone.
+pub fn rats_tls(ra: Ra) -> Arc<EndpointTls> {
+    EndpointTls::rats_tls_only(&config(ra, Duration::from_secs(5)), Arc::new(tng::attest::SystemClock)).unwrap()
+}
+
+/// These roles, with peers that cannot bind their evidence to the session refused.
+pub fn requiring(ra: Ra) -> Ra {
+    Ra { require_session_binding: true, ..ra }
 }
 
 /// The configuration of such an endpoint.
@@ -66,7 +76,11 @@ pub async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let connect = TcpStream::connect(listener.local_addr().unwrap());
     let (c, s) = tokio::join!(connect, listener.accept());
-    (c.unwrap(), s.unwrap().0)
+    let (c, s) = (c.unwrap(), s.unwrap().0);
+    // As the data plane's sockets are.
+    c.set_nodelay(true).unwrap();
+    s.set_nodelay(true).unwrap();
+    (c, s)
 }
 
 /// What each side made of the other.

@@ -234,14 +234,28 @@ fn secrets_in_headers_are_never_printed() {
 }
 
 #[test]
+fn session_binding_is_required_at_the_endpoint_or_in_its_verify_table() {
+    let text = |outer: &str, inner: &str| {
+        let text = verify(&format!("as_addr = \"https://a.example/\"\n{inner}"));
+        text.replacen("[[ingress]]", &format!("[[ingress]]\n{outer}"), 1)
+    };
+    let (yes, no) = ("require_session_binding = true", "require_session_binding = false");
+    for (outer, inner, required) in
+        [("", "", false), ("", yes, true), ("", no, false), (yes, "", true), (yes, yes, true)]
+    {
+        let endpoints = good(&text(outer, inner)).config.endpoints;
+        assert_eq!(endpoints[0].ra.require_session_binding, required, "{outer} {inner}");
+    }
+    only_error(&text(yes, no), "ingress[0].verify.require_session_binding", "contradiction");
+    let bare = ingress("capture = [{ port = 1 }]").replace("no_ra", &format!("{yes}\nno_ra"));
+    only_error(&bare, "ingress[0].require_session_binding", "contradiction");
+}
+
+#[test]
 fn what_a_later_version_brings_is_refused_in_its_own_words() {
     let asked = [
         ("ingress[0].verify.as_type", verify("as_addr = \"https://a.example/\"\nas_type = \"grpc\"")),
         ("ingress[0].verify.model", verify("as_addr = \"https://a.example/\"\nmodel = \"passport\"")),
-        (
-            "ingress[0].verify.require_session_binding",
-            verify("as_addr = \"https://a.example/\"\nrequire_session_binding = true"),
-        ),
         ("ingress[0].netfilter.capture[0].set", ingress("capture = [{ port = 1, set = \"x\" }]")),
         (
             "ingress[0].attest.provider",

@@ -1,0 +1,304 @@
+//! The exchange itself. Messages go in one fixed order: the client asks first, so that a server proves itself before
+//! it is shown evidence; a server's question does not wait for the client's verdict.
+
+use std::sync::Arc;
+use std::task::Poll;
+
+use async_trait::async_trait;
+use aws_lc_rs::rand;
+use rustls::pki_types::CertificateDer;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsStream;
+
+use super::error::UNATTESTED;
+use super::keys::Half;
+use super::memory::{Lead, Turn};
+use super::{BoundSession, Message, NONCE_LEN, Proven, Role, SessionError};
+use crate::attest::{
+    AttestError, Attester, EXPORTER, Evidence, EvidenceError, NONCE, PUBKEY_HASH, RuntimeData, Verdict,
+};
+use crate::tls::certificate::fingerprint;
+use crate::tls::peer::{self, PeerCertificate};
+use crate::tls::{ChannelError, PeerError};
+
+/// This side as one that attests.
+pub struct Prover<'a> {
+    /// Makes the evidence.
+    pub attester: &'a dyn Attester,
+    /// DER SubjectPublicKeyInfo of the certificate shown in this connection's handshake.
+    pub spki: &'a [u8],
+    /// Sessions proved earlier.
+    pub proven: &'a Proven,
+    /// Evidence under way at once; the others wait.
+    pub places: &'a Semaphore,
+}
+
+/// This side as one that verifies.
+#[async_trait]
+pub trait Asker: Send + Sync {
+    /// How this connection is appraised.
+    async fn turn(&self, key: [u8; 32]) -> Result<Turn, ChannelError>;
+    /// A new verdict.
+    async fn appraise(&self, shown: PeerCertificate) -> Result<Verdict, ChannelError>;
+    /// Keeps a session that was bound although another one could have been resumed.
+    fn keep(&self, session: Arc<BoundSession>);
+    /// The time.
+    fn now(&self) -> std::time::SystemTime;
+}
+
+/// What a verifying side has at the end.
+pub struct Bound {
+    /// The session in which the peer was appraised: this one or an earlier one.
+    pub session: Arc<BoundSession>,
+    /// Whether it is an earlier one.
+    pub resumed: bool,
+}
+
+/// What was asked.
+struct Asked {
+    spki: Vec<u8>,
+    not_after: std::time::SystemTime,
+    turn: Turn,
+    nonce: [u8; NONCE_LEN],
+    expected: RuntimeData,
+}
+
+/// One exchange.
+pub struct Exchange<'a> {
+    stream: &'a mut TlsStream<TcpStream>,
+    role: Role,
+    /// Messages that leave together, with the next flush.
+    queue: Vec<u8>,
+}
+
+impl<'a> Exchange<'a> {
+    /// Over a stream whose handshake is done.
+    pub fn new(stream: &'a mut TlsStream<TcpStream>) -> Self {
+        let role = if matches!(stream, TlsStream::Client(_)) { Role::Client } else { Role::Server };
+        Self { stream, role, queue: Vec::new() }
+    }
+
+    /// Runs it to its end. `prover`: if this side attests; `asker`: if it verifies.
+    /// A peer that is refused is told the reason's slug.
+    pub async fn run(
+        mut self,
+        prover: Option<Prover<'_>>,
+        asker: Option<&dyn Asker>,
+    ) -> Result<Option<Bound>, ChannelError> {
+        let outcome = match self.role {
+            Role::Client => self.as_client(prover, asker).await,
+            Role::Server => self.as_server(prover, asker).await,
+        };
+        if let Err(error) = &outcome
+            && !matches!(error, ChannelError::Session(SessionError::Refused(_)))
+        {
+            self.queue(Message::Refuse(error.reason().into()));
+            // The peer may be gone; the deadline of the handshake bounds the wait for one that does not read.
+            let _ = self.write().await;
+        }
+        outcome
+    }
+
+    async fn as_client(
+        &mut self,
+        prover: Option<Prover<'_>>,
+        asker: Option<&dyn Asker>,
+    ) -> Result<Option<Bound>, ChannelError> {
+        let asked = self.ask(asker).await?;
+        self.flush().await?;
+        let bound = self.judge(asker, asked).await?;
+        // The server asks without having seen ACCEPT, which so leaves together with the answer.
+        let proved = self.prove(prover).await?;
+        self.flush().await?;
+        if proved {
+            self.accepted().await?;
+        }
+        Ok(bound)
+    }
+
+    async fn as_server(
+        &mut self,
+        prover: Option<Prover<'_>>,
+        asker: Option<&dyn Asker>,
+    ) -> Result<Option<Bound>, ChannelError> {
+        // Nothing may keep this answer waiting but the attester: the client's other connections may wait for it.
+        let proved = self.prove(prover).await?;
+        let asked = self.ask(asker).await?;
+        self.flush().await?;
+        if proved {
+            self.accepted().await?;
+        }
+        let bound = self.judge(asker, asked).await?;
+        self.flush().await?;
+        Ok(bound)
+    }
+
+    async fn ask(&mut self, asker: Option<&dyn Asker>) -> Result<Option<Asked>, ChannelError> {
+        let Some(asker) = asker else {
+            self.queue(Message::Pass);
+            return Ok(None);
+        };
+        let (spki, not_after) = peer::key_of(self.peer_certificate()?, asker.now())?;
+        let mut turn = asker.turn(fingerprint(&spki));
+        let turn = match futures_util::poll!(turn.as_mut()) {
+            Poll::Ready(turn) => turn?,
+            Poll::Pending => {
+                // Whoever goes first may have to wait for this very answer, on its connection's other side.
+                self.flush().await?;
+                turn.await?
+            }
+        };
+        let mut nonce = [0; NONCE_LEN];
+        rand::fill(&mut nonce).map_err(|_| ChannelError::Setup("no random bytes".into()))?;
+        let expected = self.half(self.role.peer(), &nonce).about(&spki)?;
+        let resume = if let Turn::Resume(session) = &turn { Some(session.id) } else { None };
+        self.queue(Message::Ask { nonce, resume });
+        Ok(Some(Asked { spki, not_after, turn, nonce, expected }))
+    }
+
+    /// Reads the answer to what was asked.
+    async fn judge(&mut self, asker: Option<&dyn Asker>, asked: Option<Asked>) -> Result<Option<Bound>, ChannelError> {
+        let (Some(asker), Some(asked)) = (asker, asked) else { return Ok(None) };
+        let answer = match self.read().await {
+            Err(ChannelError::Session(SessionError::Refused(slug))) if slug == UNATTESTED => {
+                return Err(PeerError::NoEvidence.into());
+            }
+            other => other?,
+        };
+        let bound = match (answer, asked.turn) {
+            (Message::Confirm(tag), Turn::Resume(session)) => {
+                if !session.secret.confirms(&asked.expected, &tag) {
+                    return Err(SessionError::Confirmation.into());
+                }
+                Bound { session, resumed: true }
+            }
+            (Message::Evidence(bytes), turn) => {
+                let shown = shown(&bytes, &asked.expected, asked.not_after)?;
+                let (id, secret) = self.half(self.role.peer(), &asked.nonce).session()?;
+                let verdict = asker.appraise(shown.clone()).await;
+                let made = verdict.map(|verdict| {
+                    Arc::new(BoundSession {
+                        key: fingerprint(&asked.spki),
+                        id,
+                        secret,
+                        shown,
+                        verdict: Arc::new(verdict),
+                    })
+                });
+                match (turn, &made) {
+                    (Turn::Lead(lead), made) => land(lead, made),
+                    (Turn::Resume(_), Ok(session)) => asker.keep(session.clone()),
+                    _ => {}
+                }
+                Bound { session: made?, resumed: false }
+            }
+            (other, _) => return Err(SessionError::Unexpected(other.name()).into()),
+        };
+        self.queue(Message::Accept);
+        Ok(Some(bound))
+    }
+
+    /// Answers what the peer asks; false when it asks nothing.
+    async fn prove(&mut self, prover: Option<Prover<'_>>) -> Result<bool, ChannelError> {
+        let (nonce, resume) = match self.read().await? {
+            Message::Ask { nonce, resume } => (nonce, resume),
+            Message::Pass => return Ok(false),
+            other => return Err(SessionError::Unexpected(other.name()).into()),
+        };
+        let Some(prover) = prover else {
+            return Err(SessionError::Unattested.into());
+        };
+        let about = self.half(self.role, &nonce).about(prover.spki)?;
+        if let Some(secret) = resume.and_then(|id| prover.proven.secret(&id)) {
+            self.queue(Message::Confirm(secret.confirm(&about)));
+            return Ok(true);
+        }
+        let bytes = {
+            let _place = prover.places.acquire().await.map_err(|_| AttestError::Pending)?;
+            prover.attester.evidence(&about).await?.to_extension()
+        };
+        if bytes.len() > super::MAX_EVIDENCE {
+            return Err(SessionError::OwnEvidence(bytes.len()).into());
+        }
+        // Before the evidence leaves: the peer's next connection may refer to it at once.
+        let (id, secret) = self.half(self.role, &nonce).session()?;
+        prover.proven.keep(id, secret);
+        self.queue(Message::Evidence(bytes));
+        Ok(true)
+    }
+
+    async fn accepted(&mut self) -> Result<(), ChannelError> {
+        match self.read().await? {
+            Message::Accept => Ok(()),
+            other => Err(SessionError::Unexpected(other.name()).into()),
+        }
+    }
+
+    fn peer_certificate(&self) -> Result<&CertificateDer<'static>, PeerError> {
+        let (_, session) = self.stream.get_ref();
+        session.peer_certificates().and_then(|c| c.first()).ok_or(PeerError::NoCertificate)
+    }
+
+    fn half<'h>(&'h self, attester: Role, nonce: &'h [u8; NONCE_LEN]) -> Half<'h> {
+        Half { stream: self.stream, attester, nonce }
+    }
+
+    fn queue(&mut self, message: Message) {
+        self.queue.extend(message.encode());
+    }
+
+    async fn write(&mut self) -> std::io::Result<()> {
+        let bytes = std::mem::take(&mut self.queue);
+        self.stream.write_all(&bytes).await?;
+        self.stream.flush().await
+    }
+
+    async fn flush(&mut self) -> Result<(), ChannelError> {
+        if self.queue.is_empty() {
+            return Ok(());
+        }
+        let Err(error) = self.write().await else { return Ok(()) };
+        // A peer that refused and left has said why before it reset the connection.
+        match self.read().await {
+            Err(refused @ ChannelError::Session(SessionError::Refused(_))) => Err(refused),
+            _ => Err(error.into()),
+        }
+    }
+
+    async fn read(&mut self) -> Result<Message, ChannelError> {
+        match Message::read(self.stream).await?? {
+            Message::Refuse(slug) => Err(SessionError::Refused(slug).into()),
+            message => Ok(message),
+        }
+    }
+}
+
+/// Those who wait are refused with the leader only for what is about the evidence, which theirs would be too.
+fn land(lead: Lead, made: &Result<Arc<BoundSession>, ChannelError>) {
+    match made {
+        Ok(session) => lead.land(Ok(session.clone())),
+        Err(error @ ChannelError::Verify(_)) => lead.land(Err(error.clone())),
+        Err(_) => drop(lead),
+    }
+}
+
+/// Evidence out of a message, once it is about this key, this nonce and this connection.
+fn shown(
+    bytes: &[u8],
+    expected: &RuntimeData,
+    not_after: std::time::SystemTime,
+) -> Result<PeerCertificate, ChannelError> {
+    let evidence = Evidence::from_extension(bytes).map_err(PeerError::from)?;
+    let malformed = EvidenceError::Malformed("runtime data is not an object");
+    let found = evidence.runtime_object().ok_or(PeerError::from(malformed))?;
+    for (member, error) in
+        [(PUBKEY_HASH, SessionError::OtherKey), (NONCE, SessionError::Nonce), (EXPORTER, SessionError::Exporter)]
+    {
+        if found.get(member) != expected.object().get(member) {
+            return Err(error.into());
+        }
+    }
+    Ok(PeerCertificate { evidence, expected: expected.clone(), not_after })
+}
