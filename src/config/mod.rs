@@ -4,8 +4,10 @@
 //! [`load`] reads a file; on a mistake the [`Report`] holds every [`Diagnostic`] at once.
 
 mod check;
+mod check_anchors;
 mod check_netfilter;
 mod check_ra;
+mod check_service;
 mod conflicts;
 mod diagnostics;
 mod load;
@@ -13,6 +15,7 @@ mod overlap;
 mod raw;
 mod reader;
 mod report;
+mod service;
 mod validated;
 mod values;
 
@@ -25,4 +28,5 @@ pub use load::{
     CONFIG_DIR, CONFIG_DIR_ENV, Loaded, MAX_FILE, config_dir, instance_of, instance_path, list_instances, load, parse,
 };
 pub use report::{EX_CONFIG, Output, check_command, render_check, render_diagnostics, summary};
+pub use service::{AsKind, AsService, JwksSource, KeyPin, TrustedSigners};
 pub use validated::*;

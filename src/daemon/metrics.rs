@@ -45,8 +45,12 @@ struct EventLabels {
 }
 
 /// Counters in a tunnel's status and the events they count.
-const ATTESTATION_EVENTS: [(&str, &str); 3] =
-    [("as_calls", "as-request"), ("aa_calls", "aa-request"), ("cache_hits", "verdict-reused")];
+const ATTESTATION_EVENTS: [(&str, &str); 4] = [
+    ("as_calls", "as-request"),
+    ("as_failovers", "as-failover"),
+    ("aa_calls", "aa-request"),
+    ("cache_hits", "verdict-reused"),
+];
 
 /// All metrics of the process.
 pub struct Metrics {

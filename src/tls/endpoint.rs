@@ -218,6 +218,7 @@ impl EndpointTls {
             attest: self.attester.as_ref().map(|a| self.attest_status(a.provider())),
             verify: self.appraisal.as_ref().map(|a| a.status()),
             as_calls: self.appraisal.as_ref().map_or(0, |a| a.verifier.calls()),
+            as_failovers: self.appraisal.as_ref().map_or(0, |a| a.verifier.failovers()),
             cache_hits: self.appraisal.as_ref().map_or(0, |a| a.cache.hits()),
             aa_calls: self.attester.as_ref().map_or(0, |a| a.calls()),
             ..TlsStatus::default()
@@ -265,8 +266,8 @@ impl Appraisal {
             VerifyProvider::Sample => {
                 Arc::new(SampleVerifier::new(verify.allow_sample, verify.policy_ids.clone(), clock.clone()))
             }
-            VerifyProvider::As(rest) => {
-                Arc::new(AsVerifier::new(verify, rest, service_mark(endpoint), clock.clone()).map_err(setup)?)
+            VerifyProvider::As(service) => {
+                Arc::new(AsVerifier::new(verify, service, service_mark(endpoint), clock.clone()).map_err(setup)?)
             }
         };
         let policy = serde_json::json!([verifier.provider(), verify.policy_ids, verify.allow_sample]);
@@ -302,6 +303,7 @@ impl Appraisal {
             policy_ids: self.policy_ids.clone(),
             trust_anchor: self.verifier.trust_anchor(),
             allow_sample: self.allow_sample,
+            services: self.verifier.services(),
         }
     }
 }

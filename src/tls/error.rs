@@ -63,7 +63,9 @@ impl ChannelError {
         use VerifyError as V;
         match self {
             Self::HandshakeTimeout => true,
-            Self::Verify(e) => matches!(e, V::AsUnreachable(_) | V::AsTls(_) | V::AsTimeout | V::Busy | V::Internal),
+            Self::Verify(e) => {
+                matches!(e, V::AsUnreachable(_) | V::AsTls(_) | V::AsTimeout | V::AsStalled | V::Busy | V::Internal)
+            }
             _ => false,
         }
     }
