@@ -71,7 +71,7 @@ fn contents(path: &Path) -> Result<Vec<u8>, (String, &'static str)> {
 }
 
 /// Whether a file holds PEM certificates and nothing that cannot be read.
-fn pem_file(path: &Path) -> Result<(), (String, &'static str)> {
+pub(super) fn pem_file(path: &Path) -> Result<(), (String, &'static str)> {
     let bytes = contents(path)?;
     let form = "it must hold -----BEGIN CERTIFICATE----- blocks; see `openssl x509 -in FILE -text`";
     let mut count = 0;

@@ -81,3 +81,21 @@ async fn the_doctor_reaches_both_protocols() {
         assert_eq!(service.appraisals(), 0);
     }
 }
+
+#[tokio::test]
+async fn a_token_that_one_side_got_is_checked_by_the_other() {
+    let (first, second) = (start(AFFIRMING, Serves::GrpcAlone).await, start(AFFIRMING, Serves::Rest).await);
+    let (evidence, bound) = evidence().await;
+    let token = verifier(&at(&[&first])).token(&evidence).await.unwrap();
+    let check = async |service: AsService, bound: &RuntimeData| {
+        verifier(&service).check(&token, bound).await.map_or_else(|e| e.reason(), |_| "ok")
+    };
+    assert_eq!(check(at(&[&first]), &bound).await, "ok");
+    assert_eq!(check(at(&[&first]), &RuntimeData::for_key(b"another")).await, "token-runtime-data");
+    // Without anchors of its own it asks the addresses, of which the first publishes nothing.
+    let asked = AsService { trusted: TrustedSigners::default(), ..at(&[&first, &second]) };
+    assert_eq!(check(asked.clone(), &bound).await, "ok");
+    second.set(Mode::NoAnchors);
+    assert_eq!(check(asked, &bound).await, "token-untrusted-signer");
+    assert_eq!(second.appraisals(), 0);
+}

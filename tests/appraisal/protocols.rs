@@ -8,6 +8,15 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
+/// Waits until a service that was dropped has let go of its port.
+async fn free(addr: std::net::SocketAddr) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while std::net::TcpListener::bind(addr).is_err() {
+        assert!(Instant::now() < end, "the port is not free");
+        tokio::task::yield_now().await;
+    }
+}
+
 fn typed(kind: AsKind, service: &FakeAs) -> AsService {
     AsService { kind: Some(kind), ..at(&[service]) }
 }
@@ -90,6 +99,23 @@ async fn a_port_that_speaks_neither_is_described_by_what_it_said_first() {
     assert_eq!((error.reason(), verifier.services()[0].kind), ("as-garbage", None), "{error}");
     service.set(AFFIRMING);
     ask(&verifier).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_service_that_another_one_replaces_is_found_out_again() {
+    let mut serves = [Serves::Rest, Serves::GrpcAlone, Serves::Rest, Serves::Grpc].into_iter();
+    let mut service = start(AFFIRMING, serves.next().unwrap()).await;
+    let (addr, verifier) = (service.addr, verifier(&at(&[&service])));
+    ask(&verifier).await.unwrap();
+    for next in serves {
+        drop(service);
+        free(addr).await;
+        service = FakeAs::start_as(&addr.to_string(), AFFIRMING, next, None).await;
+        // From gRPC back to REST costs the time in which REST gives HTTP/2 no answer.
+        let first = ask(&verifier).await;
+        assert!(first.is_ok() || next == Serves::Rest, "{next:?}: {first:?}");
+        assert_eq!(ask(&verifier).await.map(|_| ()), Ok(()), "{next:?}");
+    }
 }
 
 #[tokio::test]
@@ -185,11 +211,7 @@ async fn a_grpc_connection_is_kept_and_replaced_when_the_service_restarts() {
     let (addr, verifier) = (service.addr, verifier(&typed(AsKind::Grpc, &service)));
     ask(&verifier).await.unwrap();
     drop(service);
-    let end = Instant::now() + Duration::from_secs(10);
-    while std::net::TcpListener::bind(addr).is_err() {
-        assert!(Instant::now() < end, "the port is not free");
-        tokio::task::yield_now().await;
-    }
+    free(addr).await;
     assert_eq!(ask(&verifier).await.unwrap_err().reason(), "as-unreachable");
     let _again = FakeAs::start_as(&addr.to_string(), AFFIRMING, Serves::GrpcAlone, None).await;
     ask(&verifier).await.unwrap();

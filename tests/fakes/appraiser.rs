@@ -43,10 +43,10 @@ pub enum Mode {
     Stranger,
     /// Knows only the flat request of old services.
     OldApi,
-    /// The openanolis line: spells TEEs without separators, answers errors as problem documents, publishes certificates
-    /// and no keys, writes x5c in base64url; flat requests before it took 1.6's.
+    /// The openanolis line: spells TEEs without separators, publishes certificates and no keys, writes x5c in base64url;
+    /// answers errors over REST as problem documents with codes.
     Openanolis {
-        /// Whether it is that old.
+        /// An older one, with flat requests and errors in plain text.
         flat: bool,
     },
     /// Appraises after a pause of 300 ms.

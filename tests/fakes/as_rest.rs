@@ -248,14 +248,24 @@ fn attestation(mode: Mode, signer: &Signer, body: &[u8]) -> (&'static str, Strin
         policy_ids: serde_json::from_value(request["policy_ids"].clone()).unwrap(),
     };
     let openanolis = matches!(mode, Mode::Openanolis { .. });
-    let error = match appraise(mode, signer, &asked, openanolis) {
+    let refusal = match appraise(mode, signer, &asked, openanolis) {
         Ok(token) => return ("200 OK", token),
-        Err(Refusal::Evidence) => recorded_body("as-sample-ERR-tampered-runtime.response.txt"),
-        Err(Refusal::Policy) => recorded_body("as-sample-ERR-unknown-policy.response.txt"),
-        Err(Refusal::Request(what)) => format!("An internal error occured: \n0: tee `{what} not supported`"),
+        Err(refusal) => refusal,
     };
-    if openanolis {
-        return (ERROR, json!({ "type": "about:blank", "status": 500, "detail": error }).to_string());
+    if mode == (Mode::Openanolis { flat: false }) {
+        let (head, status, code) = match refusal {
+            Refusal::Evidence => ("422 Unprocessable Entity", 422, "AS.EVIDENCE.BINDING_MISMATCH"),
+            Refusal::Policy => (ERROR, 500, "AS.INTERNAL.ERROR"),
+            Refusal::Request(_) => (BAD_REQUEST, 400, "AS.REQUEST.UNSUPPORTED_TEE"),
+        };
+        let problem = json!({ "type": "about:blank", "title": "x", "status": status, "code": code,
+            "detail": "Words that may change.", "retryable": false, "request_id": "b08e8f11" });
+        return (head, problem.to_string());
     }
+    let error = match refusal {
+        Refusal::Evidence => recorded_body("as-sample-ERR-tampered-runtime.response.txt"),
+        Refusal::Policy => recorded_body("as-sample-ERR-unknown-policy.response.txt"),
+        Refusal::Request(what) => format!("An internal error occured: \n0: tee `{what} not supported`"),
+    };
     (ERROR, error)
 }

@@ -11,7 +11,7 @@ use url::Url;
 
 use super::grpc::{Answer, CallError, Grpc, code};
 use super::http::{Http, HttpFailure};
-use super::request::{Ask, Dialect, Token, http_text, proto, refusal, token_of};
+use super::request::{Ask, Dialect, Refusal, Token, proto, token_of};
 use super::transport::Headers;
 use crate::attest::{AsStatus, VerifyError};
 use crate::config::AsKind;
@@ -119,7 +119,7 @@ impl Address {
             // It names what the request lacks: an attestation service.
             Ok(_) => Ok(()),
             Err(CallError::Status(code, text)) if code == code::UNIMPLEMENTED || code == code::UNAVAILABLE => {
-                Err(of_status(code, &text))
+                Err(of_status(code, Refusal::of_text(text)))
             }
             Err(CallError::Status(..)) => Ok(()),
             Err(CallError::Failed(e)) => Err(e),
@@ -133,14 +133,22 @@ impl Address {
 
     /// Asks for a token.
     pub async fn token(&self, ask: &Ask, headers: &Headers, until: Instant) -> Result<Token, VerifyError> {
-        let outcome = match self.kind() {
+        let known = self.kind();
+        let outcome = match known {
             Some(AsKind::Rest) => self.rest(ask, headers, until).await.map_err(|e| e.error),
             Some(AsKind::Grpc) => self.grpc(ask, headers, until).await,
-            None => self.find_out(ask, headers, until).await,
+            None => return self.find_out(ask, headers, until).await,
         };
-        if matches!(outcome, Err(VerifyError::AsGarbage(_))) {
-            // Something else may listen there now.
-            self.found(None);
+        match &outcome {
+            _ if self.configured.is_some() => {}
+            Err(VerifyError::AsGarbage(_)) => {
+                // Something else listens there now.
+                self.found(None);
+                return self.find_out(ask, headers, until).await;
+            }
+            // REST in place of gRPC gives HTTP/2 no answer. Asking it first the next time costs one small request.
+            Err(VerifyError::AsTimeout) if known == Some(AsKind::Grpc) => self.found(None),
+            _ => {}
         }
         outcome
     }
@@ -181,15 +189,15 @@ impl Address {
                 self.understood(1, dialect.flat, 2, dialect.compact);
                 return Ok(Token { text: token_of(&String::from_utf8_lossy(&reply.body))?, date: reply.date });
             }
-            let text = http_text(&reply.body);
-            if let Some(other) = ask.other(&text, dialect).filter(|_| attempt < MAX_TRIES) {
+            let refusal = Refusal::of_body(&reply.body);
+            if let Some(other) = ask.other(&refusal, dialect).filter(|_| attempt < MAX_TRIES) {
                 dialect = other;
                 continue;
             }
             let status = reply.status.as_u16();
             // What a proxy says in front of a service that wants HTTP/2, or another content type.
             let may_be_grpc = [415, 426, 464, 505].contains(&status);
-            return Err(HttpFailure { error: refusal(AsStatus::Http(status), &text), may_be_grpc });
+            return Err(HttpFailure { error: refusal.error(AsStatus::Http(status)), may_be_grpc });
         }
         Err(VerifyError::Internal.into())
     }
@@ -206,10 +214,13 @@ impl Address {
                     return Ok(Token { text: token_of(&response.token)?, date: answer.date });
                 }
                 Err(CallError::Failed(e)) => return Err(e),
-                Err(CallError::Status(code, text)) => match ask.other(&text, dialect) {
-                    Some(other) if attempt < MAX_TRIES => dialect = other,
-                    _ => return Err(of_status(code, &text)),
-                },
+                Err(CallError::Status(code, text)) => {
+                    let refusal = Refusal::of_text(text);
+                    match ask.other(&refusal, dialect) {
+                        Some(other) if attempt < MAX_TRIES => dialect = other,
+                        _ => return Err(of_status(code, refusal)),
+                    }
+                }
             }
         }
         Err(VerifyError::Internal)
@@ -279,10 +290,10 @@ fn is_answer(outcome: &Result<&Token, &VerifyError>) -> bool {
     }
 }
 
-fn of_status(code: u16, text: &str) -> VerifyError {
+fn of_status(code: u16, refusal: Refusal) -> VerifyError {
     match code {
-        code::UNAVAILABLE => VerifyError::AsUnreachable(super::shorten(&format!("gRPC UNAVAILABLE: {text}"))),
+        code::UNAVAILABLE => VerifyError::AsUnreachable(super::shorten(&format!("gRPC UNAVAILABLE: {}", refusal.text))),
         code::DEADLINE_EXCEEDED => VerifyError::AsTimeout,
-        _ => refusal(AsStatus::Grpc(code), text),
+        _ => refusal.error(AsStatus::Grpc(code)),
     }
 }

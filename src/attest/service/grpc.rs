@@ -27,8 +27,8 @@ use crate::relay::{Dialer, Source, Target};
 const MAX_IDLE: Duration = Duration::from_secs(60);
 /// Flag and length before each message.
 const PREFIX: usize = 5;
-/// Headers and trailers of an answer, bytes.
-const MAX_HEADERS: u32 = 16 << 10;
+/// Headers and trailers of an answer, bytes: the text of an error holds a stack trace, each line break as three bytes.
+const MAX_HEADERS: u32 = 256 << 10;
 
 /// Codes of the gRPC project that are used here.
 pub mod code {

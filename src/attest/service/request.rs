@@ -16,10 +16,46 @@ const SPELLINGS: [(&str, &str); 2] = [("az-snp-vtpm", "azsnpvtpm"), ("az-tdx-vtp
 
 /// An appraisal asked for.
 pub struct Ask {
+    /// What is to be appraised together; the first is the CPU's.
+    parts: Vec<Part>,
+    policy_ids: Vec<String>,
+}
+
+/// Evidence of one TEE or device.
+struct Part {
     tee: String,
+    /// base64url without padding.
     evidence: String,
     runtime_data: Map<String, Value>,
-    policy_ids: Vec<String>,
+}
+
+impl Part {
+    /// Name of its TEE, as the dialect spells it.
+    fn tee(&self, dialect: Dialect) -> &str {
+        self.spellings().map_or(&self.tee, |(long, short)| if dialect.compact { short } else { long })
+    }
+
+    fn spellings(&self) -> Option<&'static (&'static str, &'static str)> {
+        SPELLINGS.iter().find(|(long, short)| self.tee == *long || self.tee == *short)
+    }
+
+    fn json(&self, dialect: Dialect) -> Value {
+        json!({
+            "tee": self.tee(dialect),
+            "evidence": self.evidence,
+            "runtime_data": { "structured": self.runtime_data },
+            "runtime_data_hash_algorithm": HASH,
+        })
+    }
+
+    fn message(&self, dialect: Dialect) -> proto::Individual {
+        proto::Individual {
+            tee: self.tee(dialect).to_owned(),
+            evidence: self.evidence.clone(),
+            structured: Some(Value::Object(self.runtime_data.clone()).to_string()),
+            hash: HASH.to_owned(),
+        }
+    }
 }
 
 /// How a service wants to be asked.
@@ -43,67 +79,56 @@ pub struct Token {
 impl Ask {
     /// Asks for an appraisal of `evidence` under the policies.
     pub fn new(evidence: &Evidence, policy_ids: &[String]) -> Result<Self, VerifyError> {
-        let object = evidence.runtime_object().ok_or(VerifyError::Malformed("runtime data is not an object"))?;
-        Ok(Self {
-            tee: evidence.tee.clone(),
-            evidence: BASE64_URL_SAFE_NO_PAD.encode(&evidence.evidence),
-            runtime_data: object,
-            policy_ids: policy_ids.to_vec(),
-        })
+        let runtime_data = evidence.runtime_object().ok_or(VerifyError::Malformed("runtime data is not an object"))?;
+        let encoded = BASE64_URL_SAFE_NO_PAD.encode(&evidence.evidence);
+        let cpu = Part { tee: evidence.tee.clone(), evidence: encoded, runtime_data };
+        Ok(Self { parts: vec![cpu], policy_ids: policy_ids.to_vec() })
     }
 
-    fn tee(&self, dialect: Dialect) -> &str {
-        let pair = SPELLINGS.iter().find(|(long, short)| self.tee == *long || self.tee == *short);
-        pair.map_or(&self.tee, |(long, short)| if dialect.compact { short } else { long })
-    }
-
-    /// Body of `POST /attestation`.
+    /// Body of `POST /attestation`. A flat request has room for the first part alone.
     pub fn json(&self, dialect: Dialect) -> String {
-        let mut one = json!({
-            "tee": self.tee(dialect),
-            "evidence": self.evidence,
-            "runtime_data": { "structured": self.runtime_data },
-            "runtime_data_hash_algorithm": HASH,
-        });
+        let mut all: Vec<Value> = self.parts.iter().map(|part| part.json(dialect)).collect();
         if dialect.flat {
-            one["policy_ids"] = json!(self.policy_ids);
-            return one.to_string();
+            all[0]["policy_ids"] = json!(self.policy_ids);
+            return all[0].to_string();
         }
-        json!({ "verification_requests": [one], "policy_ids": self.policy_ids }).to_string()
+        json!({ "verification_requests": all, "policy_ids": self.policy_ids }).to_string()
     }
 
     /// Message of `AttestationEvaluate`.
     pub fn protobuf(&self, dialect: Dialect) -> Vec<u8> {
         use prost::Message;
-        let structured = Some(Value::Object(self.runtime_data.clone()).to_string());
-        let (tee, evidence, hash) = (self.tee(dialect).to_owned(), self.evidence.clone(), HASH.to_owned());
+        let policy_ids = self.policy_ids.clone();
         if dialect.flat {
-            let policy_ids = self.policy_ids.clone();
+            let proto::Individual { tee, evidence, structured, hash } = self.parts[0].message(dialect);
             return proto::Flat { tee, evidence, structured, hash, policy_ids }.encode_to_vec();
         }
-        let one = proto::Individual { tee, evidence, structured, hash };
-        proto::Request { requests: vec![one], policy_ids: self.policy_ids.clone() }.encode_to_vec()
+        let requests = self.parts.iter().map(|part| part.message(dialect)).collect();
+        proto::Request { requests, policy_ids }.encode_to_vec()
     }
 
     /// The dialect to try after a refusal with this text, if it asks for another one.
-    pub fn other(&self, refusal: &str, spoken: Dialect) -> Option<Dialect> {
-        let says = |words: &[&str]| words.iter().any(|w| refusal.contains(w));
+    pub fn other(&self, refusal: &Refusal, spoken: Dialect) -> Option<Dialect> {
+        let (text, code) = (&refusal.text, refusal.code.as_str());
+        let says = |words: &[&str]| words.iter().any(|w| text.contains(w));
         // An old gRPC service reads the list's first request as the name of a TEE: no text, or no name that was sent.
         let old = ["missing field `tee`", "failed to decode Protobuf", "invalid string value", "invalid wire type"];
-        let misread = refusal.split_once("Unsupported TEE type: ").is_some_and(|(_, tee)| {
+        let misread = text.split_once("Unsupported TEE type: ").is_some_and(|(_, tee)| {
             // Nothing else stands between the words and a name that was read as it was sent.
-            !tee.starts_with(self.tee(spoken))
+            !self.parts.iter().any(|part| tee.starts_with(part.tee(spoken)))
         });
         if !spoken.flat && (says(&old) || misread) {
             return Some(Dialect { flat: true, ..spoken });
         }
-        if spoken.flat && says(&["missing field `verification_requests`"]) {
+        if spoken.flat && (says(&["missing field `verification_requests`"]) || code == "AS.REQUEST.INVALID_JSON") {
             return Some(Dialect { flat: false, ..spoken });
         }
-        let named = refusal.contains(self.tee(spoken));
-        let two = SPELLINGS.iter().any(|(long, short)| self.tee == *long || self.tee == *short);
-        let unknown = says(&["not supported", "Unsupported TEE type", "unknown variant", "unknown TEE"]);
-        (two && named && unknown).then_some(Dialect { compact: !spoken.compact, ..spoken })
+        // A code names no TEE.
+        let coded = code == "AS.REQUEST.UNSUPPORTED_TEE";
+        let named = |part: &Part| part.spellings().is_some() && (coded || text.contains(part.tee(spoken)));
+        let named = self.parts.iter().any(named);
+        let unknown = coded || says(&["not supported", "Unsupported TEE type", "unknown variant", "unknown TEE"]);
+        (named && unknown).then_some(Dialect { compact: !spoken.compact, ..spoken })
     }
 }
 
@@ -123,24 +148,46 @@ pub fn token_of(text: &str) -> Result<String, VerifyError> {
     Err(VerifyError::AsNoToken(what))
 }
 
-/// What a refusal with this status and text means.
-pub fn refusal(status: AsStatus, text: &str) -> VerifyError {
-    // The service has no code for "refused": only this text tells it from a service that is broken.
-    if text.contains("Verifier evaluate failed") || text.contains("verifier evaluate failed") {
-        return VerifyError::AsRejected(shorten(text));
-    }
-    VerifyError::AsError { status, text: shorten(text) }
+/// A refusal as the service words it.
+#[derive(Default)]
+pub struct Refusal {
+    /// For people; of most services also the only thing that tells refusals apart.
+    pub text: String,
+    /// `AS.EVIDENCE.BINDING_MISMATCH` and the like, of services that have codes (openanolis).
+    pub code: String,
 }
 
-/// Text of a refusal over HTTP: the body, or the `detail` of a problem document (RFC 9457).
-pub fn http_text(body: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Problem {
-        detail: String,
+impl Refusal {
+    /// Of a gRPC status.
+    pub fn of_text(text: String) -> Self {
+        Self { text, ..Self::default() }
     }
-    match serde_json::from_slice::<Problem>(body) {
-        Ok(problem) => problem.detail,
-        Err(_) => String::from_utf8_lossy(body).into_owned(),
+
+    /// Of the body of an HTTP answer: text, or a problem document (RFC 9457).
+    pub fn of_body(body: &[u8]) -> Self {
+        #[derive(serde::Deserialize)]
+        struct Problem {
+            detail: String,
+            #[serde(default)]
+            code: String,
+        }
+        match serde_json::from_slice::<Problem>(body) {
+            Ok(Problem { detail, code }) => Self { text: detail, code },
+            Err(_) => Self::of_text(String::from_utf8_lossy(body).into_owned()),
+        }
+    }
+
+    /// What it means together with its status.
+    pub fn error(&self, status: AsStatus) -> VerifyError {
+        let said = self.text.contains("Verifier evaluate failed") || self.text.contains("verifier evaluate failed");
+        let shown = match self.code.as_str() {
+            "" => shorten(&self.text),
+            code => shorten(&format!("{code}: {}", self.text)),
+        };
+        if said || self.code.starts_with("AS.EVIDENCE.") {
+            return VerifyError::AsRejected(shown);
+        }
+        VerifyError::AsError { status, text: shown }
     }
 }
 
@@ -215,6 +262,10 @@ mod tests {
 
     const NEW: Dialect = Dialect { flat: false, compact: false };
 
+    fn said(text: &str) -> Refusal {
+        Refusal::of_text(text.into())
+    }
+
     fn ask(tee: &str) -> Ask {
         let evidence = Evidence {
             tee: tee.into(),
@@ -232,23 +283,23 @@ mod tests {
             assert!(ask.json(NEW).contains(r#""tee":"az-snp-vtpm""#));
             assert!(ask.json(Dialect { compact: true, ..NEW }).contains(r#""tee":"azsnpvtpm""#));
             let refused = "An internal error occured: \n0: tee `az-snp-vtpm not supported`";
-            assert_eq!(ask.other(refused, NEW), Some(Dialect { compact: true, ..NEW }));
+            assert_eq!(ask.other(&said(refused), NEW), Some(Dialect { compact: true, ..NEW }));
         }
-        assert_eq!(ask("tpm").other("tee `tpm not supported`", NEW), None);
+        assert_eq!(ask("tpm").other(&said("tee `tpm not supported`"), NEW), None);
     }
 
     #[test]
     fn a_flat_request_is_asked_for_in_words() {
         let flat = Dialect { flat: true, ..NEW };
         let ask = ask("tdx");
-        assert_eq!(ask.other("Json deserialize error: missing field `tee` at line 1 column 9", NEW), Some(flat));
-        assert_eq!(ask.other("missing field `verification_requests` at line 1 column 93", flat), Some(NEW));
-        assert_eq!(ask.other("missing field `tee`", flat), None);
+        assert_eq!(ask.other(&said("Json deserialize error: missing field `tee` at line 1 column 9"), NEW), Some(flat));
+        assert_eq!(ask.other(&said("missing field `verification_requests` at line 1 column 93"), flat), Some(NEW));
+        assert_eq!(ask.other(&said("missing field `tee`"), flat), None);
         let error = "failed to decode Protobuf message: AttestationRequest.tee: invalid string value";
-        assert_eq!(ask.other(error, NEW), Some(flat));
+        assert_eq!(ask.other(&said(error), NEW), Some(flat));
         let misread = "parse TEE type: Unsupported TEE type: \n\u{6}sample\u{1a}";
-        assert_eq!(ask.other(misread, NEW), Some(flat));
-        assert_eq!(ask.other("parse TEE type: Unsupported TEE type: tdx", NEW), None);
+        assert_eq!(ask.other(&said(misread), NEW), Some(flat));
+        assert_eq!(ask.other(&said("parse TEE type: Unsupported TEE type: tdx"), NEW), None);
     }
 
     #[test]
@@ -274,9 +325,22 @@ mod tests {
     }
 
     #[test]
-    fn the_detail_of_a_problem_is_its_text() {
-        let problem = br#"{"type":"about:blank","title":"Bad","status":500,"detail":"Verifier evaluate failed: x"}"#;
-        assert!(matches!(refusal(AsStatus::Http(500), &http_text(problem)), VerifyError::AsRejected(_)));
-        assert!(matches!(refusal(AsStatus::Http(500), "Policy not found"), VerifyError::AsError { .. }));
+    fn problem_documents_are_read_with_and_without_codes() {
+        let of = |body: &[u8], status| Refusal::of_body(body).error(AsStatus::Http(status)).to_string();
+        let plain = br#"{"type":"x","detail":"attestation report evaluate: Verifier evaluate failed: y"}"#;
+        assert!(of(plain, 500).starts_with("attestation service refused the evidence: attestation report"));
+        let coded = br#"{"type":"x","status":422,"code":"AS.EVIDENCE.BINDING_MISMATCH","detail":"Not bound."}"#;
+        assert_eq!(
+            of(coded, 422),
+            "attestation service refused the evidence: AS.EVIDENCE.BINDING_MISMATCH: Not bound."
+        );
+        assert_eq!(of(b"Policy not found", 500), "attestation service answered 500: Policy not found");
+        let coded = |code: &str| Refusal { code: code.into(), ..Refusal::default() };
+        let other = |tee, code, spoken| ask(tee).other(&coded(code), spoken);
+        let (flat, compact) = (Dialect { flat: true, ..NEW }, Dialect { compact: true, ..NEW });
+        assert_eq!(other("az-tdx-vtpm", "AS.REQUEST.UNSUPPORTED_TEE", NEW), Some(compact));
+        assert_eq!(other("tpm", "AS.REQUEST.UNSUPPORTED_TEE", NEW), None);
+        assert_eq!(other("tdx", "AS.REQUEST.INVALID_JSON", flat), Some(NEW));
+        assert_eq!(other("tdx", "AS.REQUEST.INVALID_JSON", NEW), None);
     }
 }

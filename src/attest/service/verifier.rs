@@ -92,15 +92,52 @@ impl AsVerifier {
         Ok(AsSeen { anchors, date })
     }
 
+    /// A token on `evidence`, for somebody else to check: what it says is not looked at.
+    ///
+    /// # Errors
+    /// No address gives one.
+    pub async fn token(&self, evidence: &Evidence) -> Result<String, VerifyError> {
+        let ask = Ask::new(evidence, &self.policy_ids)?;
+        let (token, _) = self.client.token(&ask, self.client.deadline()).await?;
+        Ok(token.text)
+    }
+
+    /// Checks a token that somebody else got from the service; it must be bound to `expected`.
+    ///
+    /// # Errors
+    /// Those of the token; or the anchors cannot be had, where each address is asked for its own.
+    pub async fn check(&self, token: &str, expected: &RuntimeData) -> Result<Verdict, VerifyError> {
+        let until = self.client.deadline();
+        let mut outcome = Err(VerifyError::Internal);
+        for place in 0..self.client.addresses().len() {
+            outcome = self.judge(token, place, &self.wanted(expected), until).await;
+            // Which address it came from, nobody knows: another one may vouch for its signer.
+            let named = matches!(self.trust, Trust::Named { .. });
+            let next = matches!(outcome, Err(VerifyError::TokenUntrustedSigner(_) | VerifyError::AsUnreachable(_)));
+            if named || !next {
+                break;
+            }
+        }
+        outcome
+    }
+
+    fn wanted<'a>(&'a self, expected: &'a RuntimeData) -> token::Expected<'a> {
+        token::Expected {
+            runtime_data: expected.object(),
+            policy_ids: &self.policy_ids,
+            allow_sample: self.allow_sample,
+        }
+    }
+
     /// Judges a token that the address at `place` gave.
     async fn judge(
         &self,
-        token: &Token,
+        token: &str,
         place: usize,
         expected: &token::Expected<'_>,
         until: Instant,
     ) -> Result<Verdict, VerifyError> {
-        let verify = |anchors: &Anchors| token::verify(&token.text, anchors, expected, self.clock.now());
+        let verify = |anchors: &Anchors| token::verify(token, anchors, expected, self.clock.now());
         let strange = |outcome: &Result<_, _>| matches!(outcome, Err(VerifyError::TokenUntrustedSigner(_)));
         match &self.trust {
             Trust::Named { fixed, sets } => {
@@ -153,12 +190,8 @@ impl Verifier for AsVerifier {
         let until = self.client.deadline();
         let ask = Ask::new(evidence, &self.policy_ids)?;
         let (token, place) = self.client.token(&ask, until).await?;
-        let wanted = token::Expected {
-            runtime_data: expected.object(),
-            policy_ids: &self.policy_ids,
-            allow_sample: self.allow_sample,
-        };
-        self.judge(&token, place, &wanted, until).await.map_err(|e| self.explain(e, &token))
+        let outcome = self.judge(&token.text, place, &self.wanted(expected), until).await;
+        outcome.map_err(|e| self.explain(e, &token))
     }
     fn calls(&self) -> u64 {
         self.client.requests()
