@@ -71,7 +71,7 @@ async fn whatever_is_broken_gives_way() {
             let (first, second) = (start(mode, serves).await, start(AFFIRMING, Serves::Rest).await);
             let begun = Instant::now();
             assert_eq!(reason(&at(&[&first, &second])).await, "ok", "{serves:?} {mode:?}");
-            assert!(begun.elapsed() < Duration::from_secs(2), "{serves:?} {mode:?}: {:?}", begun.elapsed());
+            assert!(begun.elapsed() < Duration::from_secs(3), "{serves:?} {mode:?}: {:?}", begun.elapsed());
         }
     }
 }

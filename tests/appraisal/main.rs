@@ -30,7 +30,7 @@ fn at(addrs: &[&FakeAs]) -> AsService {
     AsService {
         addrs: addrs.iter().map(|service| service.url()).collect(),
         trusted: TrustedSigners::certs(vec![fakes::fixture("as-ca.pem")]),
-        timeout: Duration::from_secs(2),
+        timeout: Duration::from_secs(3),
         ..AsService::at(addrs[0].url())
     }
 }

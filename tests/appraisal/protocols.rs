@@ -232,5 +232,5 @@ async fn many_appraisals_share_one_grpc_connection() {
         task.await.unwrap().unwrap();
     }
     assert_eq!(service.appraisals(), 20);
-    assert!(begun.elapsed() < Duration::from_secs(2), "one after the other: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(3), "one after the other: {:?}", begun.elapsed());
 }
