@@ -22,11 +22,11 @@ fn attest_aa(socket: &std::path::Path) -> Attest {
 
 fn verify_as(service: &FakeAs, trusted: bool) -> Verify {
     Verify {
-        provider: VerifyProvider::As(AsRest {
-            addr: service.url(),
+        provider: VerifyProvider::As(AsService {
             headers: vec![("x-api-key".into(), "secret-value".into())],
-            trusted_certs: if trusted { vec![fakes::fixture("as-ca.pem")] } else { vec![] },
+            trusted: TrustedSigners::certs(if trusted { vec![fakes::fixture("as-ca.pem")] } else { vec![] }),
             timeout: Duration::from_secs(2),
+            ..AsService::at(service.url())
         }),
         ..verify_sample(true)
     }
@@ -95,8 +95,8 @@ async fn each_failing_service_has_its_reason() {
         (As::Rejected, "as-rejected"),
         (As::BadRequest, "as-error"),
         (As::NoPolicy, "as-error"),
-        (As::Garbage, "as-garbage"),
-        (As::Html, "as-garbage"),
+        (As::Garbage, "as-no-token"),
+        (As::Html, "as-no-token"),
         (As::NotHttp, "as-garbage"),
         (As::Silent, "as-timeout"),
         (As::Expired, "token-expired"),

@@ -21,11 +21,11 @@ const SECRET: &str = "secret-value-of-a-header";
 
 fn verify_at(addr: url::Url, trusted: bool) -> Verify {
     Verify {
-        provider: VerifyProvider::As(AsRest {
-            addr,
+        provider: VerifyProvider::As(AsService {
             headers: vec![("x-api-key".into(), SECRET.into())],
-            trusted_certs: if trusted { vec![fakes::fixture("as-ca.pem")] } else { vec![] },
+            trusted: TrustedSigners::certs(if trusted { vec![fakes::fixture("as-ca.pem")] } else { vec![] }),
             timeout: Duration::from_secs(1),
+            ..AsService::at(addr)
         }),
         ..verify_sample(true)
     }
@@ -67,13 +67,15 @@ async fn tokens_are_read_up_to_the_bound_and_not_beyond() {
     assert_eq!(reason(verify_at(service.url(), true)).await, "ok", "933 KiB as base64");
     service.set(As::Padded(900 << 10));
     let error = appraised(verify_at(service.url(), true)).await.unwrap_err();
-    assert_eq!(error.reason(), "as-garbage");
+    assert_eq!(error.reason(), "as-too-large");
     assert!(error.to_string().contains("1 MiB"), "{error}");
 }
 
 #[tokio::test]
-async fn an_answer_that_stalls_after_its_head_is_a_timeout() {
+async fn an_answer_that_stalls_after_its_head_is_told_from_one_that_never_comes() {
     let service = FakeAs::start("127.0.0.1:0", As::Stalls).await;
+    assert_eq!(reason(verify_at(service.url(), true)).await, "as-stalled");
+    service.set(As::Silent);
     assert_eq!(reason(verify_at(service.url(), true)).await, "as-timeout");
     service.set(AFFIRMING);
     assert_eq!(reason(verify_at(service.url(), true)).await, "ok");

@@ -160,6 +160,26 @@ async fn an_endpoint_without_evidence_is_degraded_and_says_why() {
     assert!(metrics.contains(line), "{metrics}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_status_names_the_attestation_services_and_which_one_answers() {
+    let daemon = Daemon::start("demo");
+    let pair = Pair::to(echo().await);
+    daemon.state.set_plane(pair.ingress.clone());
+    daemon.state.set_state(State::Ready);
+    let down = serde_json::json!({ "addr": "http://192.0.2.1/", "kind": null, "state": "failing", "answered": 0,
+        "last_answer": null, "reason": "as-unreachable" });
+    let well = serde_json::json!({ "addr": "http://192.0.2.2/", "kind": "grpc", "state": "ok", "answered": 3,
+        "last_answer": 1, "reason": null });
+    let verify = serde_json::json!({ "services": [down, well] });
+    *pair.tls.status.lock().expect("status") = serde_json::json!({ "verify": verify, "as_failovers": 2 });
+    let text = tng::ctl::status(&daemon.scope(None), false, PLAIN).text;
+    assert!(text.contains("http://192.0.2.1/: failing: as-unreachable, never answered"), "{text}");
+    assert!(text.contains("http://192.0.2.2/ (grpc): answered 3 times, last "), "{text}");
+    let metrics = get(&daemon.socket, "/metrics").1;
+    let line = "tng_attestation_events_total{endpoint=\"in\",side=\"ingress\",event=\"as-failover\"} 2";
+    assert!(metrics.contains(line), "{metrics}");
+}
+
 /// A configuration with errors leaves no endpoint, and every connection is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_that_refuses_everything_is_not_ready() {

@@ -33,11 +33,10 @@ fn attest() -> Attest {
 
 fn verify(service: &FakeAs, verdict_ttl: Duration) -> Verify {
     Verify {
-        provider: VerifyProvider::As(AsRest {
-            addr: service.url(),
-            headers: vec![],
-            trusted_certs: vec![fakes::fixture("as-ca.pem")],
+        provider: VerifyProvider::As(AsService {
+            trusted: TrustedSigners::certs(vec![fakes::fixture("as-ca.pem")]),
             timeout: Duration::from_secs(2),
+            ..AsService::at(service.url())
         }),
         policy_ids: vec!["default".into()],
         allow_sample: true,

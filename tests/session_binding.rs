@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::*;
 use fakes::aa::{FakeAa, Mode as Aa};
 use fakes::as_rest::{FakeAs, Mode as As};
-use tng::config::{AsRest, Attest, AttestProvider, Ra, Verify, VerifyProvider};
+use tng::config::{AsService, Attest, AttestProvider, Ra, TrustedSigners, Verify, VerifyProvider};
 use tng::tls::{Alpn, EndpointTls, Peer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -205,11 +205,10 @@ async fn while_the_agent_is_away_bound_sessions_go_on_and_new_ones_are_refused_w
 #[tokio::test]
 async fn a_session_whose_peer_is_refused_later_is_not_resumed() {
     let service = FakeAs::start("127.0.0.1:0", As::Status("affirming")).await;
-    let rest = AsRest {
-        addr: service.url(),
-        headers: vec![],
-        trusted_certs: vec![fakes::fixture("as-ca.pem")],
+    let rest = AsService {
+        trusted: TrustedSigners::certs([fakes::fixture("as-ca.pem")]),
         timeout: Duration::from_secs(2),
+        ..AsService::at(service.url())
     };
     let verify =
         Verify { provider: VerifyProvider::As(rest), verdict_ttl: Duration::from_secs(3), ..verify_sample(true) };

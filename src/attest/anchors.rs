@@ -3,65 +3,73 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine};
+use aws_lc_rs::digest;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate, X509Version};
 
+use super::jwk::{Jwk, MAX_CHAIN};
 use super::x509::signed_by;
+use crate::config::{JwksSource, TrustedSigners};
 
-/// Longest chain looked at.
-const MAX_CHAIN: usize = 8;
+/// Keys taken from one set.
+const MAX_KEYS: usize = 64;
+/// DER of a SubjectPublicKeyInfo up to its P-256 point (RFC 5480).
+const SPKI_HEAD: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
 
-/// An EC P-256 key as JSON Web Key (RFC 7517), with the certificates of its signer.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Jwk {
-    kty: String,
-    crv: String,
-    x: String,
-    y: String,
-    #[serde(default)]
-    x5c: Vec<String>,
-}
-
-impl Jwk {
-    /// The uncompressed point: 4, x, y. Older services strip leading zeros of the coordinates, so they are
-    /// padded on the left. `None`: not a P-256 key.
-    pub fn point(&self) -> Option<[u8; 65]> {
-        if self.kty != "EC" || self.crv != "P-256" {
-            return None;
-        }
-        let mut point = [0; 65];
-        point[0] = 4;
-        for (text, end) in [(&self.x, 33), (&self.y, 65)] {
-            let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok().filter(|b| b.len() <= 32)?;
-            point[end - bytes.len()..end].copy_from_slice(&bytes);
-        }
-        Some(point)
-    }
-
-    /// The chain in DER, leaf first. RFC 7517 says standard base64; one family of services writes base64url.
-    pub fn chain(&self) -> Option<Vec<Vec<u8>>> {
-        if self.x5c.len() > MAX_CHAIN {
-            return None;
-        }
-        self.x5c
-            .iter()
-            .map(|c| BASE64_STANDARD.decode(c).or_else(|_| BASE64_URL_SAFE_NO_PAD.decode(c.trim_end_matches('='))).ok())
-            .collect()
-    }
-}
-
-/// Trust anchors: certificates, or bare keys of a service's own key set.
+/// Trust anchors: certificates, keys of a key set, and hashes of keys.
 #[derive(Debug, Clone, Default)]
 pub struct Anchors {
     certificates: Vec<Vec<u8>>,
-    keys: Vec<[u8; 65]>,
+    keys: Vec<Known>,
+    pins: Vec<[u8; 32]>,
     origin: String,
 }
 
+/// A key of a set.
+#[derive(Debug, Clone)]
+struct Known {
+    kid: Option<String>,
+    point: [u8; 65],
+}
+
 impl Anchors {
+    /// What a configuration names in files and pins; `None` when it names only URLs.
+    pub fn named(trusted: &TrustedSigners) -> Result<Option<Self>, String> {
+        let mut all = Self::default();
+        if !trusted.certs.is_empty() {
+            all.add(Self::from_files(&trusted.certs)?);
+        }
+        if !trusted.keys.is_empty() {
+            let shown: Vec<_> = trusted.keys.iter().map(|k| format!("{:02x}{:02x}...", k.0[0], k.0[1])).collect();
+            let origin = format!("pinned key {}", shown.join(", "));
+            all.add(Self { pins: trusted.keys.iter().map(|k| k.0).collect(), origin, ..Self::default() });
+        }
+        for source in &trusted.jwks {
+            let JwksSource::File(file) = source else { continue };
+            let at = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
+            let text = std::fs::read(file).map_err(|e| at(&e))?;
+            let found = Self::from_jwks(&text, format!("key set {}", file.display()));
+            all.add(found.ok_or_else(|| at(&"holds no P-256 key"))?);
+        }
+        Ok((!all.origin.is_empty()).then_some(all))
+    }
+
+    /// Trusts those of `more`, too.
+    pub fn add(&mut self, more: Self) {
+        self.certificates.extend(more.certificates);
+        self.keys.extend(more.keys);
+        self.pins.extend(more.pins);
+        if !self.origin.is_empty() {
+            self.origin.push_str("; ");
+        }
+        self.origin.push_str(&more.origin);
+    }
+
     /// All certificates of each PEM file.
     pub fn from_files<P: AsRef<Path>>(files: &[P]) -> Result<Self, String> {
         let mut anchors = Self::default();
@@ -90,8 +98,11 @@ impl Anchors {
         let keys: Vec<_> = set
             .keys
             .into_iter()
-            .filter_map(|k| serde_json::from_value::<Jwk>(k).ok()?.point())
-            .take(MAX_CHAIN)
+            .filter_map(|k| {
+                let jwk = serde_json::from_value::<Jwk>(k).ok().filter(Jwk::is_for_es256)?;
+                Some(Known { point: jwk.point()?, kid: jwk.kid })
+            })
+            .take(MAX_KEYS)
             .collect();
         if keys.is_empty() { None } else { Some(Self { keys, origin, ..Self::default() }) }
     }
@@ -117,10 +128,17 @@ impl Anchors {
         &self.origin
     }
 
-    /// Whether `jwk` is trusted at `now`: a key of the set, or the key of a chain that ends in an anchor.
+    /// The key of the set that goes by this name. A name that two keys share names none.
+    pub fn key(&self, kid: &str) -> Option<[u8; 65]> {
+        let mut named = self.keys.iter().filter(|k| k.kid.as_deref() == Some(kid));
+        let first = named.next()?;
+        named.all(|k| k.point == first.point).then_some(first.point)
+    }
+
+    /// Whether `jwk` is trusted at `now`: a pinned key, one of the set, or that of a chain that ends in an anchor.
     pub fn trust(&self, jwk: &Jwk, now: SystemTime) -> Result<(), &'static str> {
         let point = jwk.point().ok_or("not a P-256 key")?;
-        if self.keys.contains(&point) {
+        if self.keys.iter().any(|k| k.point == point) || self.is_pinned(&point) {
             return Ok(());
         }
         let chain = jwk.chain().ok_or("x5c cannot be read")?;
@@ -136,6 +154,14 @@ impl Anchors {
             return if parse(leaf_der) == Some(true) { Ok(()) } else { Err("signer certificate expired") };
         }
         self.walk(leaf, &chain[1..], now)
+    }
+
+    fn is_pinned(&self, point: &[u8; 65]) -> bool {
+        if self.pins.is_empty() {
+            return false;
+        }
+        let hash = digest::digest(&digest::SHA256, &[&SPKI_HEAD[..], point].concat());
+        self.pins.iter().any(|pin| pin == hash.as_ref())
     }
 
     fn walk<'a>(&'a self, leaf: X509Certificate<'a>, rest: &'a [Vec<u8>], now: SystemTime) -> Result<(), &'static str> {
@@ -226,6 +252,7 @@ fn usable_as(cert: &X509Certificate<'_>, role: Role, now: SystemTime) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine};
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
     fn params(name: &str, ca: bool) -> CertificateParams {
@@ -249,6 +276,8 @@ mod tests {
             crv: "P-256".into(),
             x: BASE64_URL_SAFE_NO_PAD.encode(&point[1..33]),
             y: BASE64_URL_SAFE_NO_PAD.encode(&point[33..]),
+            kid: None,
+            alg: None,
             // One in each alphabet.
             x5c: vec![BASE64_URL_SAFE_NO_PAD.encode(leaf.der()), BASE64_STANDARD.encode(middle.der())],
         };
@@ -264,17 +293,38 @@ mod tests {
         assert_eq!(judge(true, true, true), Err("the signer's certificate is a CA's"));
     }
 
+    fn jwk_of(key: &KeyPair, kid: Option<&str>) -> serde_json::Value {
+        let point = key.public_key_raw();
+        let part = |range: std::ops::Range<usize>| BASE64_URL_SAFE_NO_PAD.encode(&point[range]);
+        serde_json::json!({ "kty": "EC", "crv": "P-256", "x": part(1..33), "y": part(33..65), "kid": kid })
+    }
+
     #[test]
-    fn coordinates_without_their_leading_zeros_are_padded() {
-        let jwk = Jwk {
-            kty: "EC".into(),
-            crv: "P-256".into(),
-            x: BASE64_URL_SAFE_NO_PAD.encode([7; 31]),
-            y: BASE64_URL_SAFE_NO_PAD.encode([9; 32]),
-            x5c: vec![],
+    fn a_pin_is_the_hash_of_the_whole_public_key() {
+        let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let hash = digest::digest(&digest::SHA256, &rcgen::PublicKeyData::subject_public_key_info(&key));
+        let pin = crate::config::KeyPin(hash.as_ref().try_into().unwrap());
+        let trusted = TrustedSigners { keys: vec![pin], ..TrustedSigners::default() };
+        let anchors = Anchors::named(&trusted).unwrap().unwrap();
+        let judge = |k| anchors.trust(&serde_json::from_value(jwk_of(k, None)).unwrap(), SystemTime::now());
+        assert_eq!(judge(&key), Ok(()));
+        assert_eq!(judge(&other), Err("no x5c and not a known key"));
+        assert!(anchors.origin().starts_with("pinned key "), "{}", anchors.origin());
+    }
+
+    #[test]
+    fn a_name_names_one_key_or_none() {
+        let (one, two) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let set = |keys: &[serde_json::Value]| {
+            Anchors::from_jwks(serde_json::json!({ "keys": keys }).to_string().as_bytes(), "set".into())
         };
-        let point = jwk.point().unwrap();
-        assert_eq!((point[0], point[1], point[2], point[33]), (4, 0, 7, 9));
-        assert_eq!(Jwk { y: BASE64_URL_SAFE_NO_PAD.encode([9; 33]), ..jwk }.point(), None);
+        let anchors = set(&[jwk_of(&one, Some("a")), jwk_of(&two, Some("b"))]).unwrap();
+        assert_eq!(anchors.key("a").unwrap()[..], *one.public_key_raw());
+        assert_eq!(anchors.key("c"), None);
+        let shared = set(&[jwk_of(&one, Some("a")), jwk_of(&two, Some("a"))]).unwrap();
+        assert_eq!(shared.key("a"), None);
+        let mut rsa = jwk_of(&one, Some("a"));
+        rsa["alg"] = "RS256".into();
+        assert!(set(&[rsa]).is_none());
     }
 }

@@ -53,6 +53,24 @@ impl AttestError {
     }
 }
 
+/// Status that a service answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AsStatus {
+    /// Of HTTP (RFC 9110 section 15).
+    Http(u16),
+    /// Of gRPC (its statuscodes.md).
+    Grpc(u16),
+}
+
+impl std::fmt::Display for AsStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Http(status) => write!(f, "{status}"),
+            Self::Grpc(code) => write!(f, "gRPC status {code}"),
+        }
+    }
+}
+
 /// Why the peer's evidence got no verdict that lets it in.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum VerifyError {
@@ -86,20 +104,38 @@ pub enum VerifyError {
     /// The attestation service answered with an error.
     #[error("attestation service answered {status}: {text}")]
     AsError {
-        /// HTTP status.
-        status: u16,
+        /// Its status.
+        status: AsStatus,
         /// First line or so of the text.
         text: String,
     },
-    /// The attestation service's answer is no token.
+    /// The attestation service began an answer and did not end it within the deadline.
+    #[error("attestation service began an answer and did not end it within the deadline")]
+    AsStalled,
+    /// The attestation service does not speak its protocol.
     #[error("attestation service sent garbage: {0}")]
     AsGarbage(String),
+    /// The attestation service's answer is well-formed and no token.
+    #[error("attestation service answered with {0} where a token belongs")]
+    AsNoToken(&'static str),
+    /// The attestation service's answer is too long.
+    #[error("attestation service sent an answer beyond 1 MiB")]
+    AsTooLarge,
+    /// A new token is not of now, because the service's clock is not.
+    #[error("attestation service: {0}")]
+    AsClock(String),
+    /// A configured key set cannot be had.
+    #[error("trusted_jwks: {0}")]
+    KeySet(String),
     /// The token is over.
     #[error("token expired")]
     TokenExpired,
-    /// The token is from the future.
+    /// The token is to be used later (`nbf`).
     #[error("token not yet valid")]
     TokenNotYetValid,
+    /// The token was made in the future (`iat`).
+    #[error("token made in the future")]
+    TokenFromFuture,
     /// The token's signature does not verify.
     #[error("token signature wrong")]
     TokenSignature,
@@ -112,6 +148,14 @@ pub enum VerifyError {
     /// The token was made under another policy.
     #[error("token made under policy {found:?}, not {wanted:?}")]
     TokenPolicy {
+        /// Policies configured.
+        wanted: Vec<String>,
+        /// Policies in the token.
+        found: Vec<String>,
+    },
+    /// The token's parts were appraised under several policies, and not those that are wanted.
+    #[error("token mixes policies {found:?}, wanted {wanted:?}")]
+    TokenPolicyMixed {
         /// Policies configured.
         wanted: Vec<String>,
         /// Policies in the token.
@@ -135,6 +179,18 @@ pub enum VerifyError {
     /// The appraisal in process refused it, or could not be made.
     #[error("{0}")]
     Builtin(#[from] super::BuiltinError),
+    /// The token is not signed at all (`alg` is `none`).
+    #[error("token is not signed: its algorithm is none")]
+    TokenAlgNone,
+    /// The token has a MAC, whose key would be the signer's public one.
+    #[error("token is not signed: its algorithm is {0}, a MAC")]
+    TokenAlgMac(String),
+    /// The token's header says that it must not be read without an extension.
+    #[error("token has critical header parameters, and none is known")]
+    TokenCritical,
+    /// The token names one key and brings another.
+    #[error("token names key `{0}` and brings another one")]
+    TokenKeyConfusion(String),
     /// Too many appraisals are under way.
     #[error("too many appraisals at once")]
     Busy,
@@ -177,19 +233,30 @@ impl VerifyError {
             Self::AsTimeout => "as-timeout",
             Self::AsRejected(_) => "as-rejected",
             Self::AsError { .. } => "as-error",
+            Self::AsStalled => "as-stalled",
             Self::AsGarbage(_) => "as-garbage",
+            Self::AsNoToken(_) => "as-no-token",
+            Self::AsTooLarge => "as-too-large",
+            Self::AsClock(_) => "as-clock",
+            Self::KeySet(_) => "key-set",
             Self::TokenExpired => "token-expired",
             Self::TokenNotYetValid => "token-not-yet-valid",
+            Self::TokenFromFuture => "token-from-future",
             Self::TokenSignature => "token-signature",
             Self::TokenUntrustedSigner(_) => "token-untrusted-signer",
             Self::TokenRuntimeData => "token-runtime-data",
             Self::TokenPolicy { .. } => "token-policy",
+            Self::TokenPolicyMixed { .. } => "token-policy-mixed",
             Self::TokenStatusNone(_) => "token-status-none",
             Self::TokenStatusWarning(_) => "token-status-warning",
             Self::TokenStatusContraindicated(_) => "token-status-contraindicated",
             Self::TokenMalformed(_) => "token-malformed",
             Self::TokenAlg => "token-alg",
             Self::Builtin(e) => e.reason(),
+            Self::TokenAlgNone => "token-alg-none",
+            Self::TokenAlgMac(_) => "token-alg-mac",
+            Self::TokenCritical => "token-critical",
+            Self::TokenKeyConfusion(_) => "token-key-confusion",
             Self::Busy => "verify-busy",
             Self::Internal => "verify-internal",
         }

@@ -2,16 +2,16 @@
 
 mod aa;
 mod anchors;
-mod as_rest;
 mod binding;
 pub mod builtin;
 mod cache;
 mod clock;
-mod connector;
 mod error;
 mod evidence;
 pub mod host;
+mod jwk;
 mod sample;
+mod service;
 mod token;
 pub mod tpm;
 mod ttrpc;
@@ -23,16 +23,16 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 
 pub use aa::AaAttester;
-pub use as_rest::{AsSeen, AsVerifier};
 pub(crate) use binding::{EXPORTER, NONCE, PUBKEY_HASH};
 pub use binding::{RuntimeData, json_contains};
 pub(crate) use builtin::collateral_problem;
 pub use builtin::{BuiltinError, BuiltinVerifier};
 pub use cache::{CacheKey, VerdictCache};
 pub use clock::{Clock, SystemClock};
-pub use error::{AttestError, VerifyError};
+pub use error::{AsStatus, AttestError, VerifyError};
 pub use evidence::{EVIDENCE_OID, Evidence, EvidenceError};
 pub use sample::{SampleAttester, SampleVerifier, is_sample_tee};
+pub use service::{AsSeen, AsVerifier, ServiceStatus};
 pub(crate) use token::LEEWAY as TOKEN_LEEWAY;
 
 /// What an appraisal found. Every way of appraising ends in this one type.
@@ -79,4 +79,12 @@ pub trait Verifier: Send + Sync {
     fn provider(&self) -> &'static str;
     /// What the trust rests on, in words.
     fn trust_anchor(&self) -> String;
+    /// Addresses of the service outside this process, in the order of the configuration.
+    fn services(&self) -> Vec<ServiceStatus> {
+        Vec::new()
+    }
+    /// How often one of them gave way to the next.
+    fn failovers(&self) -> u64 {
+        0
+    }
 }

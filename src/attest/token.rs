@@ -7,8 +7,9 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::anchors::{Anchors, Jwk};
+use super::anchors::Anchors;
 use super::clock::from_unix;
+use super::jwk::Jwk;
 use super::{Verdict, VerifyError, is_sample_tee, json_contains};
 
 /// How far the service's clock may be ahead. There is no allowance at the end: a verdict must not outlive its token.
@@ -34,6 +35,8 @@ struct Header {
     crit: Option<Value>,
     #[serde(default)]
     jwk: Option<Value>,
+    #[serde(default)]
+    kid: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -77,23 +80,59 @@ pub fn verify(
 
 fn signed(header: &str, payload: &str, signature: &str, anchors: &Anchors, now: SystemTime) -> Result<(), VerifyError> {
     let parsed: Header = part(header, "header")?;
-    if parsed.alg != "ES256" {
-        return Err(VerifyError::TokenAlg);
+    match parsed.alg.as_str() {
+        "ES256" => {}
+        none if none.eq_ignore_ascii_case("none") => return Err(VerifyError::TokenAlgNone),
+        mac @ ("HS256" | "HS384" | "HS512") => return Err(VerifyError::TokenAlgMac(mac.into())),
+        _ => return Err(VerifyError::TokenAlg),
     }
+    // RFC 7515 section 4.1.11: what is not understood must be refused, and none is.
     if parsed.crit.is_some() {
-        return Err(VerifyError::TokenMalformed("critical header"));
+        return Err(VerifyError::TokenCritical);
     }
-    let jwk: Jwk = parsed
-        .jwk
-        .and_then(|v| serde_json::from_value(v).ok())
-        .ok_or(VerifyError::TokenMalformed("no EC key in the header"))?;
-    let point = jwk.point().ok_or(VerifyError::TokenMalformed("no P-256 key in the header"))?;
+    let named = parsed.kid.as_deref().and_then(|kid| anchors.key(kid));
+    let brought = parsed.jwk.map(own_key).transpose()?;
+    let point = match (&brought, named) {
+        (Some((_, point)), Some(known)) if *point != known => {
+            return Err(VerifyError::TokenKeyConfusion(shown(parsed.kid.as_deref().unwrap_or_default())));
+        }
+        (Some((jwk, _)), _) if jwk.kid.is_some() && parsed.kid.is_some() && jwk.kid != parsed.kid => {
+            return Err(VerifyError::TokenKeyConfusion(shown(parsed.kid.as_deref().unwrap_or_default())));
+        }
+        (Some((_, point)), _) => *point,
+        (None, Some(known)) => known,
+        (None, None) => match parsed.kid {
+            Some(kid) => {
+                let text = format!("key `{}` is in no trusted set", shown(&kid));
+                return Err(VerifyError::TokenUntrustedSigner(text));
+            }
+            None => return Err(VerifyError::TokenMalformed("no key in the header")),
+        },
+    };
     let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).map_err(|_| VerifyError::TokenMalformed("signature"))?;
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
         .verify(format!("{header}.{payload}").as_bytes(), &signature)
         .map_err(|_| VerifyError::TokenSignature)?;
     // A key that the token brings along proves nothing until an anchor vouches for it.
-    anchors.trust(&jwk, now).map_err(|e| VerifyError::TokenUntrustedSigner(e.into()))
+    match brought {
+        Some((jwk, _)) => anchors.trust(&jwk, now).map_err(|e| VerifyError::TokenUntrustedSigner(e.into())),
+        None => Ok(()),
+    }
+}
+
+/// The key that a token brings along, and its point.
+fn own_key(value: Value) -> Result<(Jwk, [u8; 65]), VerifyError> {
+    let jwk: Jwk = serde_json::from_value(value).map_err(|_| VerifyError::TokenMalformed("no EC key in the header"))?;
+    let point = jwk.point().ok_or(VerifyError::TokenMalformed("no P-256 key in the header"))?;
+    if !jwk.is_for_es256() {
+        return Err(VerifyError::TokenAlg);
+    }
+    Ok((jwk, point))
+}
+
+/// As much of a stranger's text as a message may hold.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(64).collect()
 }
 
 fn timely(claims: &Claims, now: SystemTime) -> Result<SystemTime, VerifyError> {
@@ -105,7 +144,10 @@ fn timely(claims: &Claims, now: SystemTime) -> Result<SystemTime, VerifyError> {
     if expires_at <= now {
         return Err(VerifyError::TokenExpired);
     }
-    if time(claims.iat.max(claims.nbf.unwrap_or(0)))? > now + LEEWAY {
+    if time(claims.iat)? > now + LEEWAY {
+        return Err(VerifyError::TokenFromFuture);
+    }
+    if time(claims.nbf.unwrap_or(0))? > now + LEEWAY {
         return Err(VerifyError::TokenNotYetValid);
     }
     Ok(expires_at)
@@ -181,7 +223,11 @@ fn policies(found: &[String], wanted: &[String]) -> Result<(), VerifyError> {
     if wanted.iter().all(|w| found.contains(w)) && found.iter().all(|f| wanted.contains(f)) {
         return Ok(());
     }
-    Err(VerifyError::TokenPolicy { wanted: wanted.to_vec(), found: found.to_vec() })
+    let (wanted, found) = (wanted.to_vec(), found.to_vec());
+    Err(match found.len() {
+        0 | 1 => VerifyError::TokenPolicy { wanted, found },
+        _ => VerifyError::TokenPolicyMixed { wanted, found },
+    })
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ pub(super) fn builtin(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Builti
         sink.warn(&raw.at, "no-reference", message, "the refusal names what it saw; copy from it what you trust");
     }
     let collateral = v.collateral.as_ref().map_or_else(Vec::new, |a| files(a, collateral_file, sink));
-    let amd_certs = v.amd_certs.as_ref().map_or_else(Vec::new, |a| files(a, super::check_ra::pem_file, sink));
+    let amd_certs = v.amd_certs.as_ref().map_or_else(Vec::new, |a| files(a, super::check_anchors::pem_file, sink));
     let pccs_addr = v.pccs_addr.as_ref().and_then(|a| base_url("pccs_addr", a, sink));
     let kds_addr = v.kds_addr.as_ref().and_then(|a| base_url("kds_addr", a, sink));
     let quotes = written.iter().find(|r| ["tdx", "sgx"].contains(&r.tee));

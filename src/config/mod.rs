@@ -5,10 +5,12 @@
 
 mod builtin;
 mod check;
+mod check_anchors;
 mod check_builtin;
 mod check_host;
 mod check_netfilter;
 mod check_ra;
+mod check_service;
 mod conflicts;
 mod diagnostics;
 mod load;
@@ -16,6 +18,7 @@ mod overlap;
 mod raw;
 mod reader;
 mod report;
+mod service;
 mod validated;
 mod values;
 
@@ -30,4 +33,5 @@ pub use load::{
     CONFIG_DIR, CONFIG_DIR_ENV, Loaded, MAX_FILE, config_dir, instance_of, instance_path, list_instances, load, parse,
 };
 pub use report::{EX_CONFIG, Output, check_command, render_check, render_diagnostics, summary};
+pub use service::{AsKind, AsService, JwksSource, KeyPin, TrustedSigners};
 pub use validated::*;

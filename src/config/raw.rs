@@ -4,7 +4,7 @@ use toml::de::DeValue;
 
 use super::check_builtin::OneOrMore;
 use super::diagnostics::{Place, Sink};
-use super::reader::{self, At, Free, FromToml, Hidden, Scalar, raw_table};
+use super::reader::{self, At, Free, FromToml, Hidden, OneOrMany, Scalar, raw_table};
 
 raw_table! {
     /// The whole file.
@@ -80,10 +80,13 @@ raw_table! {
     RawVerify {
         provider: String,
         model: String,
-        as_addr: String,
+        as_addr: OneOrMany,
         as_type: String,
+        as_ca: OneOrMany,
         policy_ids: Vec<At<String>>,
         trusted_certs: Vec<At<String>>,
+        trusted_keys: Vec<At<String>>,
+        trusted_jwks: OneOrMany,
         as_headers: Free<Hidden>,
         allow_sample: bool,
         verdict_ttl: String,

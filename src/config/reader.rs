@@ -163,6 +163,20 @@ impl<T: FromToml> FromToml for Vec<At<T>> {
     }
 }
 
+/// One string or several, as `as_addr` is written.
+#[derive(Debug, Clone)]
+pub(super) struct OneOrMany(pub Vec<At<String>>);
+
+impl FromToml for OneOrMany {
+    fn from_toml(value: &DeValue<'_>, at: &Place, sink: &mut Sink<'_>) -> Option<Self> {
+        match value {
+            DeValue::Array(_) => Vec::from_toml(value, at, sink).map(Self),
+            DeValue::String(s) => Some(Self(vec![At { value: s.to_string(), at: at.clone() }])),
+            _ => wrong_type(value, at, sink, "a string or an array of strings", &format!("{} = \"...\"", last_key(at))),
+        }
+    }
+}
+
 impl<T: FromToml> FromToml for Free<T> {
     fn from_toml(value: &DeValue<'_>, at: &Place, sink: &mut Sink<'_>) -> Option<Self> {
         let Some(table) = value.as_table() else {

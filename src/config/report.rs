@@ -9,7 +9,10 @@ use super::conflicts::{SocketPorts, Words, conflicts_between, with_paths};
 use super::diagnostics::{Diagnostic, Report, Severity};
 use super::load::{Loaded, instance_path, list_instances, load};
 use super::values::show_duration;
-use super::{AttestProvider, Config, Endpoint, Match, Mode, Netfilter, OnStop, Side, VerifyProvider};
+use super::{
+    AsKind, AsService, AttestProvider, Config, Endpoint, Match, Mode, Netfilter, OnStop, Side, TrustedSigners,
+    VerifyProvider,
+};
 
 /// Exit status when a configuration is refused (`EX_CONFIG` of sysexits.h).
 pub const EX_CONFIG: i32 = 78;
@@ -138,11 +141,8 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
     if let Some(verify) = &e.ra.verify {
         let by = match &verify.provider {
             VerifyProvider::As(a) => {
-                let anchors = match a.trusted_certs.len() {
-                    0 => "anchors from the service".to_owned(),
-                    n => format!("anchors from {n} file(s)"),
-                };
-                format!("service at {}, policy {}, {anchors}", a.addr, verify.policy_ids.join(" "))
+                let policy = verify.policy_ids.join(" ");
+                format!("{}, policy {policy}, {}", service(a), anchors(&a.trusted))
             }
             VerifyProvider::Builtin(b) => {
                 let tees: std::collections::BTreeSet<_> = b.references.iter().map(|r| r.tee).collect();
@@ -162,6 +162,19 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
     let idle = if l.idle_timeout.is_zero() { "never".to_owned() } else { show_duration(l.idle_timeout) };
     let connections = l.max_connections;
     line("    limits", &format!("{connections} connections, handshake {handshake}, connect {connect}, idle {idle}"));
+}
+
+fn service(a: &AsService) -> String {
+    let addrs: Vec<&str> = a.addrs.iter().map(|url| url.as_str()).collect();
+    let kind = a.kind.map_or("service", |k| if k == AsKind::Grpc { "gRPC service" } else { "REST service" });
+    format!("{kind} at {}", addrs.join(", else "))
+}
+
+fn anchors(trusted: &TrustedSigners) -> String {
+    let counts =
+        [(trusted.certs.len(), "file(s)"), (trusted.keys.len(), "pinned key(s)"), (trusted.jwks.len(), "key set(s)")];
+    let named: Vec<_> = counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+    if named.is_empty() { "anchors from the service".to_owned() } else { format!("anchors from {}", named.join(", ")) }
 }
 
 fn captured(m: &Match, side: Side) -> String {

@@ -310,39 +310,12 @@ pub struct Verify {
 /// Who appraises the peer's evidence.
 #[derive(Debug, Clone, PartialEq)]
 pub enum VerifyProvider {
-    /// A CoCo Attestation Service over REST.
-    As(AsRest),
+    /// A CoCo Attestation Service.
+    As(super::AsService),
     /// In process, against reference values.
     Builtin(super::Builtin),
     /// In process, knows only the sample TEE.
     Sample,
-}
-
-/// How to reach an Attestation Service and whom to believe.
-#[derive(Clone, PartialEq)]
-pub struct AsRest {
-    /// Base URL.
-    pub addr: url::Url,
-    /// Headers sent with every request (values may be secret: never printed).
-    pub headers: Vec<(String, String)>,
-    /// PEM files of the token signer's trust anchors. Empty: fetched from the AS itself.
-    pub trusted_certs: Vec<PathBuf>,
-    /// How long one request may take in all.
-    pub timeout: Duration,
-}
-
-impl fmt::Debug for AsRest {
-    /// Header values may be secret: only their names are shown.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();
-        let Self { addr, trusted_certs, timeout, .. } = self;
-        f.debug_struct("AsRest")
-            .field("addr", &addr.as_str())
-            .field("headers", &names)
-            .field("trusted_certs", trusted_certs)
-            .field("timeout", timeout)
-            .finish()
-    }
 }
 
 /// Bounds and deadlines of one endpoint.

@@ -54,6 +54,7 @@ fn endpoint_text(report: &StatusReport, endpoint: &EndpointView, style: Style, n
         kernel_row(report, &endpoint.name),
         vec!["bytes".into(), format!("{} up, {} down", human_bytes(c.bytes_up), human_bytes(c.bytes_down))],
     ];
+    rows.extend(service_rows(&endpoint.attestation, now));
     for v in &endpoint.verdicts {
         let left = match v.expires_at.checked_sub(now) {
             Some(left) => format!("ends in {}", human_age(left)),
@@ -106,6 +107,24 @@ fn binding_row(attestation: &serde_json::Value) -> Vec<String> {
         if required { "; session binding is required" } else { "" },
     );
     vec!["bound".into(), line]
+}
+
+/// Addresses of the attestation service: which one answers, and what is wrong with the others.
+fn service_rows(attestation: &serde_json::Value, now: u64) -> Vec<Vec<String>> {
+    let services = attestation["verify"]["services"].as_array().map_or(&[][..], Vec::as_slice);
+    let rows = services.iter().map(|service| {
+        let text = |key: &str| service[key].as_str().map(printable);
+        let last = service["last_answer"].as_u64().map(|at| human_age(now.saturating_sub(at)));
+        let fares = match (text("reason"), last) {
+            (Some(reason), Some(age)) => format!("failing: {reason}, last answered {age} ago"),
+            (Some(reason), None) => format!("failing: {reason}, never answered"),
+            (None, Some(age)) => format!("answered {} times, last {age} ago", service["answered"]),
+            (None, None) => "not asked yet".to_owned(),
+        };
+        let kind = text("kind").map(|kind| format!(" ({kind})")).unwrap_or_default();
+        vec!["service".into(), format!("{}{kind}: {fares}", text("addr").unwrap_or_default())]
+    });
+    rows.collect()
 }
 
 /// The kernel's own counts of a captured endpoint; no row when they could not be seen.

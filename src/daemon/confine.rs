@@ -171,7 +171,7 @@ fn writable(config: &Config) -> Vec<PathBuf> {
 fn files_of(config: &Config) -> Vec<PathBuf> {
     let verify = config.endpoints.iter().filter_map(|e| e.ra.verify.as_ref());
     let anchors = verify.flat_map(|v| match &v.provider {
-        VerifyProvider::As(rest) => rest.trusted_certs.clone(),
+        VerifyProvider::As(service) => service.files().cloned().collect(),
         VerifyProvider::Builtin(b) => [b.collateral.as_slice(), &b.amd_certs].concat(),
         VerifyProvider::Sample => Vec::new(),
     });

@@ -25,7 +25,10 @@ impl EndpointView {
                 AttestProvider::Sample => "sample".to_owned(),
             }),
             verify: verify.as_ref().map(|v| match &v.provider {
-                VerifyProvider::As(rest) => format!("as {} ({})", rest.addr, v.policy_ids.join(", ")),
+                VerifyProvider::As(service) => {
+                    let addrs: Vec<_> = service.addrs.iter().map(|url| url.as_str()).collect();
+                    format!("as {} ({})", addrs.join(" "), v.policy_ids.join(", "))
+                }
                 VerifyProvider::Builtin(b) => format!("builtin ({} reference(s))", b.references.len()),
                 VerifyProvider::Sample => "sample".to_owned(),
             }),

@@ -45,8 +45,9 @@ struct EventLabels {
 }
 
 /// Counters in a tunnel's status and the events they count.
-const ATTESTATION_EVENTS: [(&str, &str); 6] = [
+const ATTESTATION_EVENTS: [(&str, &str); 7] = [
     ("as_calls", "as-request"),
+    ("as_failovers", "as-failover"),
     ("aa_calls", "aa-request"),
     ("cache_hits", "verdict-reused"),
     ("session_bound", "session-bound"),

@@ -269,6 +269,7 @@ impl EndpointTls {
             attest: self.proving.as_ref().map(|p| self.attest_status(p.attester.provider())),
             verify: self.appraisal.as_ref().map(|a| a.status()),
             as_calls: self.appraisal.as_ref().map_or(0, |a| a.verifier.calls()),
+            as_failovers: self.appraisal.as_ref().map_or(0, |a| a.verifier.failovers()),
             cache_hits: self.appraisal.as_ref().map_or(0, |a| a.cache.hits()) + resumed,
             aa_calls: self.proving.as_ref().map_or(0, |p| p.attester.calls()),
             require_session_binding: self.require_session_binding,
@@ -327,8 +328,8 @@ impl Appraisal {
             VerifyProvider::Builtin(builtin) => {
                 Arc::new(BuiltinVerifier::new(builtin, service_mark(endpoint), clock.clone()).map_err(setup)?)
             }
-            VerifyProvider::As(rest) => {
-                Arc::new(AsVerifier::new(verify, rest, service_mark(endpoint), clock.clone()).map_err(setup)?)
+            VerifyProvider::As(service) => {
+                Arc::new(AsVerifier::new(verify, service, service_mark(endpoint), clock.clone()).map_err(setup)?)
             }
         };
         let policy = serde_json::json!([verifier.provider(), verify.policy_ids, verify.allow_sample]);
@@ -365,6 +366,7 @@ impl Appraisal {
             policy_ids: self.policy_ids.clone(),
             trust_anchor: self.verifier.trust_anchor(),
             allow_sample: self.allow_sample,
+            services: self.verifier.services(),
         }
     }
 }

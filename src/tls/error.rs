@@ -70,7 +70,9 @@ impl ChannelError {
         match self {
             Self::HandshakeTimeout => true,
             Self::Verify(V::Builtin(e)) => matches!(e, crate::attest::BuiltinError::Fetch { .. }),
-            Self::Verify(e) => matches!(e, V::AsUnreachable(_) | V::AsTls(_) | V::AsTimeout | V::Busy | V::Internal),
+            Self::Verify(e) => {
+                matches!(e, V::AsUnreachable(_) | V::AsTls(_) | V::AsTimeout | V::AsStalled | V::Busy | V::Internal)
+            }
             _ => false,
         }
     }

@@ -116,7 +116,7 @@ async fn a_service_that_is_down_ends_the_connection_only_with_the_verdict() {
     assert!(why.text.contains("unreachable"), "{}", why.text);
     assert!((5..=9).contains(&case.asked()), "{} attempts", case.asked());
 
-    let broken = Err(VerifyError::AsError { status: 500, text: "policy".into() });
+    let broken = Err(VerifyError::AsError { status: crate::attest::AsStatus::Http(500), text: "policy".into() });
     assert_eq!(Case::new(vec![broken]).ending(HOURS).await.1.reason, "as-error");
     let (after, why) = Case::new(vec![]).ending(HOURS).await;
     assert_eq!((after, why.reason), (300, "verdict-expired"), "a verifier that hangs");

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::{ChannelError, CurrentVerdict};
-use crate::attest::Verdict;
+use crate::attest::{ServiceStatus, Verdict};
 
 /// Peers and reasons kept.
 const MAX_PEERS: usize = 32;
@@ -30,6 +30,8 @@ pub struct TlsStatus {
     pub refused: BTreeMap<&'static str, u64>,
     /// Requests to the attestation service.
     pub as_calls: u64,
+    /// Times that an address of the attestation service gave way to the next.
+    pub as_failovers: u64,
     /// Verdicts reused.
     pub cache_hits: u64,
     /// Requests to the attestation agent.
@@ -74,6 +76,8 @@ pub struct VerifyStatus {
     pub trust_anchor: String,
     /// Whether the sample TEE is let in.
     pub allow_sample: bool,
+    /// Addresses of the attestation service and how they fare, in the order of the configuration.
+    pub services: Vec<ServiceStatus>,
 }
 
 /// Last verdict of a peer.

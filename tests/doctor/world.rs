@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tng::attest::{AsSeen, VerifyError};
 use tng::capture::nft::NftError;
-use tng::config::{AsRest, InstanceName, Verify};
+use tng::config::{AsService, InstanceName, Verify};
 use tng::ctl::doctor::{AgentError, Check, Finding, Host, Ran, Rules, Running, Severity, examine};
 
 /// Some day in 2026.
@@ -220,7 +220,7 @@ impl Host for FakeHost {
         assert!(user == "tng" || user == "root", "{user}");
         self.agent.clone()
     }
-    fn service(&self, _: &Verify, _: &AsRest) -> Result<AsSeen, VerifyError> {
+    fn service(&self, _: &Verify, _: &AsService) -> Result<AsSeen, VerifyError> {
         self.service.clone()
     }
 }

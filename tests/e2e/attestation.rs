@@ -99,7 +99,15 @@ fn agent_and_service_decide_and_each_of_their_bad_days_is_a_refusal_with_its_rea
         let _appraiser = start(&world.client, "fake_as", &[SERVICE, mode]);
         refused(&world, &ingress, reason);
     }
-    let _appraiser = start(&world.client, "fake_as", &[SERVICE, "affirming"]);
+    let appraiser = start(&world.client, "fake_as", &[SERVICE, "affirming"]);
+    accepted(&world, [&ingress, &egress]);
+    drop(appraiser);
+    refused(&world, &ingress, "as-unreachable");
+    // Nobody told tng that the service speaks gRPC now.
+    let appraiser = start(&world.client, "fake_as", &[SERVICE, "contraindicated", "grpc"]);
+    refused(&world, &ingress, "token-status-contraindicated");
+    drop(appraiser);
+    let _appraiser = start(&world.client, "fake_as", &[SERVICE, "affirming", "grpc"]);
     accepted(&world, [&ingress, &egress]);
 
     drop(aa);

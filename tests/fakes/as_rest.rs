@@ -1,137 +1,49 @@
-//! An attestation service over REST: appraises sample evidence and signs a fresh token.
+//! An attestation service on a port: over REST as `restful-as`, over gRPC as `grpc-as`.
 
 use std::net::SocketAddr;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
-use aws_lc_rs::digest;
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
-use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
+use tokio_rustls::TlsAcceptor;
 
-/// How the service behaves.
+pub use super::appraiser::Mode;
+use super::appraiser::{Asked, KID, Refusal, Signer, appraise};
+use super::as_grpc;
+
+/// What the port speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// Appraises; the status is this.
-    Status(&'static str),
-    /// Refuses all evidence, with the recorded text.
-    Rejected,
-    /// The recorded 400.
-    BadRequest,
-    /// The recorded 500 of an unknown policy.
-    NoPolicy,
-    /// 200 and no token.
-    Garbage,
-    /// Bytes that are no HTTP.
-    NotHttp,
-    /// 200 and a page.
-    Html,
-    /// Reads and never answers.
-    Silent,
-    /// A token that is over.
-    Expired,
-    /// A token about other runtime data.
-    WrongRuntimeData,
-    /// A token under another policy.
-    WrongPolicy,
-    /// A token signed with a key nobody vouches for.
-    Stranger,
-    /// Knows only the flat request of old services.
-    OldApi,
-    /// Appraises after a pause of 300 ms.
-    Slow,
-    /// Affirms, with so many bytes more in the token.
-    Padded(usize),
-    /// Sends the head of an answer and never its body.
-    Stalls,
-    /// Sends the client elsewhere.
-    Redirect,
-    /// Affirms; has no key set, but the certificates of its signer.
-    CertificateOnly,
-    /// The same with somebody else's certificate.
-    OthersCertificate,
-    /// Affirms; tells nobody who signs.
-    NoAnchors,
+pub enum Serves {
+    /// HTTP/1.1; a client that begins with HTTP/2 waits in vain, as recorded.
+    Rest,
+    /// gRPC; and over HTTP/1.1 the key set, and to all else an empty answer with a gRPC status, as recorded.
+    Grpc,
+    /// gRPC; who begins otherwise is hung up on.
+    GrpcAlone,
 }
 
-impl FromStr for Mode {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        Ok(match s {
-            "affirming" => Self::Status("affirming"),
-            "warning" => Self::Status("warning"),
-            "none" => Self::Status("none"),
-            "contraindicated" => Self::Status("contraindicated"),
-            "rejected" => Self::Rejected,
-            "bad-request" => Self::BadRequest,
-            "no-policy" => Self::NoPolicy,
-            "garbage" => Self::Garbage,
-            "not-http" => Self::NotHttp,
-            "html" => Self::Html,
-            "silent" => Self::Silent,
-            "expired" => Self::Expired,
-            "wrong-runtime-data" => Self::WrongRuntimeData,
-            "wrong-policy" => Self::WrongPolicy,
-            "stranger" => Self::Stranger,
-            "old-api" => Self::OldApi,
-            "slow" => Self::Slow,
-            other => return Err(format!("unknown mode {other}")),
-        })
-    }
+pub(super) struct Shared {
+    pub mode: Mutex<Mode>,
+    pub signer: Signer,
+    pub appraisals: AtomicU64,
+    pub requests: AtomicU64,
+    pub headers: Mutex<String>,
 }
 
-struct Signer {
-    key: EcdsaKeyPair,
-    chain: Vec<String>,
-}
-
-impl Signer {
-    fn load() -> Self {
-        let key = PrivatePkcs8KeyDer::from_pem_slice(super::text("as-signer.key.TEST-ONLY.pem").as_bytes()).unwrap();
-        let pem = super::text("as-signer-chain.pem");
-        let mut chain: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes()).map(|c| c.unwrap()).collect();
-        chain.extend(CertificateDer::pem_slice_iter(super::text("as-ca.pem").as_bytes()).map(|c| c.unwrap()));
-        Self {
-            key: EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key.secret_pkcs8_der()).unwrap(),
-            chain: chain.iter().take(2).map(|c| BASE64_STANDARD.encode(c)).collect(),
-        }
+impl Shared {
+    pub fn mode(&self) -> Mode {
+        *self.mode.lock().unwrap()
     }
-    fn stranger(&self) -> Self {
-        let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
-        Self { key, chain: self.chain.clone() }
-    }
-    fn jwk(&self) -> Value {
-        let point = self.key.public_key().as_ref();
-        let part = |range| BASE64_URL_SAFE_NO_PAD.encode(&point[range]);
-        json!({ "kty": "EC", "crv": "P-256", "alg": "ES256", "x": part(1..33), "y": part(33..65), "x5c": self.chain })
-    }
-    fn token(&self, claims: &Value) -> String {
-        let header = json!({ "typ": "JWT", "alg": "ES256", "jwk": self.jwk() });
-        let encode = |v: &Value| BASE64_URL_SAFE_NO_PAD.encode(v.to_string());
-        let signed = format!("{}.{}", encode(&header), encode(claims));
-        let signature = self.key.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
-        format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
-    }
-}
-
-struct Shared {
-    mode: Mutex<Mode>,
-    signer: Signer,
-    appraisals: AtomicU64,
-    headers: Mutex<String>,
 }
 
 /// A running service; gone when dropped.
 pub struct FakeAs {
     pub addr: SocketAddr,
+    tls: bool,
     shared: Arc<Shared>,
     task: AbortHandle,
 }
@@ -144,25 +56,40 @@ impl Drop for FakeAs {
 
 impl FakeAs {
     pub async fn start(listen: &str, mode: Mode) -> Self {
+        Self::start_as(listen, mode, Serves::Rest, None).await
+    }
+    pub async fn start_as(listen: &str, mode: Mode, serves: Serves, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind(listen).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             mode: Mutex::new(mode),
             signer: Signer::load(),
             appraisals: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
             headers: Mutex::default(),
         });
-        let s = shared.clone();
+        let (s, is_tls) = (shared.clone(), tls.is_some());
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(serve(stream, s.clone()));
+                let (s, tls) = (s.clone(), tls.clone());
+                connections.spawn(async move {
+                    match tls {
+                        None => serve(stream, s, serves).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, s, serves).await;
+                            }
+                        }
+                    }
+                });
             }
         });
-        Self { addr, shared, task: task.abort_handle() }
+        Self { addr, tls: is_tls, shared, task: task.abort_handle() }
     }
     pub fn url(&self) -> url::Url {
-        format!("http://{}/", self.addr).parse().unwrap()
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{}/", self.addr).parse().unwrap()
     }
     pub fn set(&self, mode: Mode) {
         *self.shared.mode.lock().unwrap() = mode;
@@ -171,14 +98,44 @@ impl FakeAs {
     pub fn appraisals(&self) -> u64 {
         self.shared.appraisals.load(Ordering::SeqCst)
     }
+    /// Requests of any kind so far.
+    pub fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::SeqCst)
+    }
     /// Head of the newest request.
     pub fn last_head(&self) -> String {
         self.shared.headers.lock().unwrap().clone()
     }
 }
 
-async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
+/// First bytes of HTTP/2 (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
+async fn serve<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(mut stream: T, shared: Arc<Shared>, serves: Serves) {
     let mut buffer = Vec::new();
+    while buffer.len() < PREFACE.len() {
+        if stream.read_buf(&mut buffer).await.unwrap_or(0) == 0 {
+            return;
+        }
+    }
+    match (serves, buffer.starts_with(PREFACE)) {
+        (Serves::Rest, true) => {
+            // What it reads is no request that it would ever answer.
+            while stream.read_buf(&mut buffer).await.unwrap_or(0) > 0 {
+                buffer.clear();
+            }
+        }
+        (Serves::Rest, false) => http1(stream, buffer, shared, false).await,
+        (Serves::Grpc, false) => http1(stream, buffer, shared, true).await,
+        (Serves::GrpcAlone, false) => {
+            // SETTINGS, as a server of HTTP/2 begins.
+            let _ = stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await;
+        }
+        (Serves::Grpc | Serves::GrpcAlone, true) => as_grpc::serve(stream, buffer, shared).await,
+    }
+}
+
+async fn http1<T: AsyncRead + AsyncWrite + Unpin>(mut stream: T, mut buffer: Vec<u8>, shared: Arc<Shared>, grpc: bool) {
     let head_end = loop {
         if let Some(at) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
             break at + 4;
@@ -197,14 +154,24 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
         }
     }
     *shared.headers.lock().unwrap() = head.clone();
-    let mode = *shared.mode.lock().unwrap();
-    let keys = !matches!(mode, Mode::CertificateOnly | Mode::OthersCertificate | Mode::NoAnchors);
-    let (status, text) = if head.starts_with("GET /certificate ") && mode == Mode::CertificateOnly {
+    shared.requests.fetch_add(1, Ordering::SeqCst);
+    let mode = shared.mode();
+    let keys =
+        !matches!(mode, Mode::CertificateOnly | Mode::OthersCertificate | Mode::NoAnchors | Mode::Openanolis { .. });
+    let mut kind = "";
+    let (status, text) = if head.starts_with("GET /.well-known/jwks.json ") && keys {
+        ("200 OK", json!({ "keys": [shared.signer.jwk(false)] }).to_string())
+    } else if head.starts_with("GET /named.json ") {
+        let mut jwk = shared.signer.jwk(false);
+        jwk["kid"] = KID.into();
+        ("200 OK", json!({ "keys": [{ "kty": "RSA", "n": "AQ", "e": "AQAB" }, jwk] }).to_string())
+    } else if grpc {
+        kind = "content-type: application/grpc\r\ngrpc-status: 12\r\n";
+        ("200 OK", String::new())
+    } else if head.starts_with("GET /certificate ") && matches!(mode, Mode::CertificateOnly | Mode::Openanolis { .. }) {
         ("200 OK", super::text("as-signer-chain.pem"))
     } else if head.starts_with("GET /certificate ") && mode == Mode::OthersCertificate {
         ("200 OK", rcgen::generate_simple_self_signed(vec!["other".to_owned()]).unwrap().cert.pem())
-    } else if head.starts_with("GET /.well-known/jwks.json ") && keys {
-        ("200 OK", json!({ "keys": [shared.signer.jwk()] }).to_string())
     } else if head.starts_with("POST /attestation ") {
         shared.appraisals.fetch_add(1, Ordering::SeqCst);
         match mode {
@@ -229,7 +196,13 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
     } else {
         ("404 Not Found", String::new())
     };
-    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}", text.len());
+    let clock = SystemTime::now();
+    let off = std::time::Duration::from_secs(mode.clock().unsigned_abs());
+    let date = httpdate::fmt_http_date(if mode.clock() < 0 { clock - off } else { clock + off });
+    let answer = format!(
+        "HTTP/1.1 {status}\r\ncontent-length: {}\r\n{kind}date: {date}\r\nconnection: close\r\n\r\n{text}",
+        text.len()
+    );
     let _ = stream.write_all(answer.as_bytes()).await;
 }
 
@@ -238,71 +211,61 @@ fn recorded_body(name: &str) -> String {
     super::text(name).split_once("\n\n").unwrap().1.to_owned()
 }
 
+const ERROR: &str = "500 Internal Server Error";
+const BAD_REQUEST: &str = "400 Bad Request";
+
 fn attestation(mode: Mode, signer: &Signer, body: &[u8]) -> (&'static str, String) {
-    const ERROR: &str = "500 Internal Server Error";
     match mode {
-        Mode::Rejected => return (ERROR, recorded_body("as-sample-ERR-tampered-runtime.response.txt")),
-        Mode::NoPolicy => return (ERROR, recorded_body("as-sample-ERR-unknown-policy.response.txt")),
         Mode::BadRequest => {
-            return (
-                "400 Bad Request",
-                "Json deserialize error: missing field `policy_ids` at line 1 column 96".into(),
-            );
+            return (BAD_REQUEST, "Json deserialize error: missing field `policy_ids` at line 1 column 96".into());
         }
+        Mode::Unavailable => return ("503 Service Unavailable", "try again".into()),
         Mode::Garbage => return ("200 OK", "\u{0}\u{1}not a token".into()),
         Mode::Html => return ("200 OK", "<html><body>Welcome to nginx!</body></html>".into()),
         _ => {}
     }
     let Ok(request) = serde_json::from_slice::<Value>(body) else {
-        return ("400 Bad Request", "Json deserialize error: expected ident at line 1 column 2".into());
+        return (BAD_REQUEST, "Json deserialize error: expected ident at line 1 column 2".into());
     };
-    let one = match (mode, request.get("verification_requests")) {
-        (Mode::OldApi, Some(_)) => {
-            return ("400 Bad Request", "Json deserialize error: missing field `tee` at line 1 column 9".into());
+    let flat = matches!(mode, Mode::OldApi | Mode::Openanolis { flat: true });
+    let one = match (flat, request.get("verification_requests")) {
+        (true, Some(_)) => {
+            return (BAD_REQUEST, "Json deserialize error: missing field `tee` at line 1 column 9".into());
         }
-        (Mode::OldApi, None) => &request,
-        (_, Some(list)) => &list[0],
-        (_, None) => {
-            return (
-                "400 Bad Request",
-                "Json deserialize error: missing field `verification_requests` at line 1 column 93".into(),
-            );
+        (true, None) => &request,
+        (false, Some(list)) => &list[0],
+        (false, None) => {
+            let text = "Json deserialize error: missing field `verification_requests` at line 1 column 93";
+            return (BAD_REQUEST, text.into());
         }
     };
-    let evidence = one["evidence"].as_str().and_then(|e| BASE64_URL_SAFE_NO_PAD.decode(e).ok());
-    let Some(evidence) = evidence.and_then(|e| serde_json::from_slice::<Value>(&e).ok()) else {
-        return (ERROR, "An internal error occured: \n0: base64 decode evidence".into());
+    let text = |key: &str| one[key].as_str().unwrap_or_default().to_owned();
+    let asked = Asked {
+        tee: text("tee"),
+        evidence: text("evidence"),
+        structured: one["runtime_data"]["structured"].clone(),
+        hash: text("runtime_data_hash_algorithm"),
+        policy_ids: serde_json::from_value(request["policy_ids"].clone()).unwrap(),
     };
-    let claims = &one["runtime_data"]["structured"];
-    let report = BASE64_STANDARD.encode(digest::digest(&digest::SHA384, claims.to_string().as_bytes()));
-    if one["tee"] != "sample" || one["runtime_data_hash_algorithm"] != "sha384" || evidence["report_data"] != *report {
-        return (ERROR, recorded_body("as-sample-ERR-tampered-runtime.response.txt"));
+    let openanolis = matches!(mode, Mode::Openanolis { .. });
+    let refusal = match appraise(mode, signer, &asked, openanolis) {
+        Ok(token) => return ("200 OK", token),
+        Err(refusal) => refusal,
+    };
+    if mode == (Mode::Openanolis { flat: false }) {
+        let (head, status, code) = match refusal {
+            Refusal::Evidence => ("422 Unprocessable Entity", 422, "AS.EVIDENCE.BINDING_MISMATCH"),
+            Refusal::Policy => (ERROR, 500, "AS.INTERNAL.ERROR"),
+            Refusal::Request(_) => (BAD_REQUEST, 400, "AS.REQUEST.UNSUPPORTED_TEE"),
+        };
+        let problem = json!({ "type": "about:blank", "title": "x", "status": status, "code": code,
+            "detail": "Words that may change.", "retryable": false, "request_id": "b08e8f11" });
+        return (head, problem.to_string());
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let iat = if mode == Mode::Expired { now - 600 } else { now };
-    let claims = if mode == Mode::WrongRuntimeData { json!({ "pubkey-hash": "other" }) } else { claims.clone() };
-    let policy = request["policy_ids"][0].as_str().unwrap_or("default").to_owned();
-    let policy = if mode == Mode::WrongPolicy { "another".to_owned() } else { policy };
-    let status = if let Mode::Status(s) = mode { s } else { "affirming" };
-    let padding = if let Mode::Padded(bytes) = mode { "x".repeat(bytes) } else { String::new() };
-    let token = json!({
-        "padding": padding,
-        "eat_profile": "tag:github.com,2024:confidential-containers/Trustee",
-        "iat": iat,
-        "exp": iat + 300,
-        "iss": "CoCo-Attestation-Service",
-        "ear.verifier-id": { "developer": "https://confidentialcontainers.org", "build": "attestation-service 0.1.0" },
-        "submods": { "cpu0": {
-            "ear.status": status,
-            "ear.trustworthiness-vector": { "executables": 2 },
-            "ear.appraisal-policy-id": policy,
-            "ear.veraison.annotated-evidence": {
-                "report_data": evidence["report_data"],
-                "runtime_data_claims": claims,
-                "sample": { "svn": evidence["svn"], "debug": false },
-            },
-        } },
-    });
-    let token = if mode == Mode::Stranger { signer.stranger().token(&token) } else { signer.token(&token) };
-    ("200 OK", token)
+    let error = match refusal {
+        Refusal::Evidence => recorded_body("as-sample-ERR-tampered-runtime.response.txt"),
+        Refusal::Policy => recorded_body("as-sample-ERR-unknown-policy.response.txt"),
+        Refusal::Request(what) => format!("An internal error occured: \n0: tee `{what} not supported`"),
+    };
+    (ERROR, error)
 }

@@ -3,6 +3,8 @@
 #![allow(dead_code, missing_docs)]
 
 pub mod aa;
+pub mod appraiser;
+pub mod as_grpc;
 pub mod as_rest;
 
 use std::path::PathBuf;

@@ -6,12 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{HeaderMap, Request};
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client;
 
 use super::BuiltinError;
-use crate::attest::as_rest;
-use crate::attest::connector::Connector;
+use crate::attest::service::{HttpClient, Roots, dialer, http_client, tls};
 use crate::config::Mark;
 
 /// Largest answer taken, bytes. Intel's largest, a TCB info, has some 20 KiB.
@@ -19,7 +16,7 @@ const MAX_ANSWER: usize = 1 << 20;
 
 /// A client for one service. Its sockets carry the mark that captures on this host exempt.
 pub struct Fetcher {
-    client: Client<HttpsConnector<Connector>, Full<Bytes>>,
+    client: HttpClient,
     base: url::Url,
     service: &'static str,
     timeout: Duration,
@@ -29,8 +26,9 @@ pub struct Fetcher {
 impl Fetcher {
     /// A client for the service at `base`. Fails for https without system roots.
     pub fn new(base: &url::Url, service: &'static str, mark: Mark, timeout: Duration) -> Result<Self, String> {
-        let client = as_rest::client(base.scheme() == "https", as_rest::dialer(mark, timeout)?)
-            .map_err(|e| format!("{service}: {e}"))?;
+        let roots = if base.scheme() == "https" { Roots::SystemAnd(&[]) } else { Roots::Unused };
+        let tls = tls(roots).map_err(|e| format!("{service}: {e}"))?;
+        let client = http_client(tls, dialer(mark, timeout)?);
         Ok(Self { client, base: base.clone(), service, timeout, calls: AtomicU64::new(0) })
     }
 

@@ -15,7 +15,7 @@ capture = [
 listen_prot = 40000
 [ingress.verify]
 as_addr = \"http://192.0.2.5:8080/\"
-as_type = \"grpc\"
+as_type = \"soap\"
 [[egress]]
 [egress.netfilter]
 capture = [{ port = 30001, uid = 5 }]
@@ -37,7 +37,7 @@ fn every_mistake_of_a_file_is_reported_at_its_place() {
             (8, 36, "ingress[0].netfilter.capture[1].port", "bad-port"),
             (10, 1, "ingress[0].netfilter.listen_prot", "unknown-key"),
             (12, 11, "ingress[0].verify.as_addr", "as-insecure"),
-            (13, 11, "ingress[0].verify.as_type", "not-in-this-version"),
+            (13, 11, "ingress[0].verify.as_type", "unknown-value"),
             (14, 1, "egress[0]", "no-attestation"),
             (16, 34, "egress[0].netfilter.capture[0].uid", "wrong-side"),
             (17, 11, "egress[0].netfilter.so_mark", "bad-mark"),

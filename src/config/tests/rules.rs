@@ -254,7 +254,6 @@ fn session_binding_is_required_at_the_endpoint_or_in_its_verify_table() {
 #[test]
 fn what_a_later_version_brings_is_refused_in_its_own_words() {
     let asked = [
-        ("ingress[0].verify.as_type", verify("as_addr = \"https://a.example/\"\nas_type = \"grpc\"")),
         ("ingress[0].verify.model", verify("as_addr = \"https://a.example/\"\nmodel = \"passport\"")),
         ("ingress[0].netfilter.capture[0].set", ingress("capture = [{ port = 1, set = \"x\" }]")),
         (
@@ -325,4 +324,82 @@ fn trust_anchors_must_exist_and_be_certificates() {
     {
         only_error(&with(path), "ingress[0].verify.trusted_certs[0]", "bad-certificate");
     }
+}
+
+#[test]
+fn a_service_has_one_address_or_several_and_speaks_what_is_said() {
+    let of = |lines: &str| match &good(&verify(lines)).config.endpoints[0].ra.verify.as_ref().unwrap().provider {
+        VerifyProvider::As(service) => service.clone(),
+        VerifyProvider::Sample => panic!("sample"),
+    };
+    let two = of("as_addr = [\"https://a.example\", \"http://127.0.0.1:50004/\"]\nas_type = \"grpc\"");
+    let shown: Vec<_> = two.addrs.iter().map(|url| url.as_str()).collect();
+    assert_eq!(shown, ["https://a.example/", "http://127.0.0.1:50004/"]);
+    assert_eq!(two.kind, Some(AsKind::Grpc));
+    assert_eq!(of("as_addr = \"https://a.example\"").kind, None);
+    let at = "ingress[0].verify.as_addr";
+    only_error(&verify("as_addr = []"), at, "bad-count");
+    let nine: Vec<_> = (0..9).map(|n| format!("\"https://a{n}.example\"")).collect();
+    only_error(&verify(&format!("as_addr = [{}]", nine.join(","))), at, "bad-count");
+    only_error(&verify("as_addr = 5"), at, "wrong-type");
+    only_error(&verify("as_addr = [\"https://a.example\", \"b\"]"), "ingress[0].verify.as_addr[1]", "bad-url");
+    only_error(
+        &verify("as_addr = [\"https://a.example\", \"http://192.0.2.1\"]"),
+        "ingress[0].verify.as_addr[1]",
+        "as-insecure",
+    );
+    let twice = good(&verify("as_addr = [\"https://a.example\", \"https://a.example/\"]"));
+    assert!(warned(&twice, "duplicate"));
+    only_error(
+        &verify("as_addr = \"https://a.example\"\nas_type = \"soap\""),
+        "ingress[0].verify.as_type",
+        "unknown-value",
+    );
+    assert!(warned(&good(&verify("as_addr = \"https://a.example\"\nas_type = \"grpc\"")), "no-anchors"));
+    only_error(
+        &verify("as_addr = \"https://a.example\"\nas_headers = { grpc-timeout = \"1S\" }"),
+        "ingress[0].verify.as_headers.grpc-timeout",
+        "bad-header",
+    );
+}
+
+#[test]
+fn trust_is_named_by_files_keys_and_key_sets() {
+    let dir = tempfile::tempdir().unwrap();
+    let (set, none, junk) = (dir.path().join("set"), dir.path().join("none"), dir.path().join("junk"));
+    std::fs::write(&set, r#"{"keys":[{"kty":"RSA"},{"kty":"EC","crv":"P-256","x":"AQ","y":"AQ"}]}"#).unwrap();
+    std::fs::write(&none, r#"{"keys":[{"kty":"RSA"}]}"#).unwrap();
+    std::fs::write(&junk, "<html>").unwrap();
+    let with = |lines: &str| verify(&format!("as_addr = \"https://a.example\"\n{lines}"));
+    let (hex, base64) = ("0f".repeat(32), "Dw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8=");
+    let pins = good(&with(&format!("trusted_keys = [\"sha256:{hex}\", \"sha256:{base64}\"]")));
+    let VerifyProvider::As(service) = &pins.config.endpoints[0].ra.verify.as_ref().unwrap().provider else {
+        panic!("sample")
+    };
+    assert_eq!(service.trusted.keys, [KeyPin([15; 32]); 2]);
+    for bad in [hex.as_str(), "sha256:", "sha256:0f", "sha512:0f", &format!("sha256:{}", "zz".repeat(32))] {
+        only_error(&with(&format!("trusted_keys = [\"{bad}\"]")), "ingress[0].verify.trusted_keys[0]", "bad-key");
+    }
+    for source in [set.to_str().unwrap(), "https://keys.example/jwks", "http://127.0.0.1/jwks"] {
+        good(&with(&format!("trusted_jwks = \"{source}\"")));
+    }
+    for (source, reason) in [
+        (none.to_str().unwrap(), "bad-key-set"),
+        (junk.to_str().unwrap(), "bad-key-set"),
+        ("/nonexistent.json", "bad-key-set"),
+        ("jwks.json", "bad-url"),
+        ("http://192.0.2.1/jwks", "as-insecure"),
+    ] {
+        only_error(&with(&format!("trusted_jwks = \"{source}\"")), "ingress[0].verify.trusted_jwks", reason);
+    }
+    for key in ["trusted_certs", "trusted_keys", "trusted_jwks", "as_ca"] {
+        only_error(&with(&format!("{key} = []")), &format!("ingress[0].verify.{key}"), "empty");
+    }
+    only_error(&with("as_ca = \"/nonexistent.pem\""), "ingress[0].verify.as_ca", "bad-certificate");
+    let pem = dir.path().join("ca.pem");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let cert = rcgen::CertificateParams::new(vec!["as.example".into()]).unwrap().self_signed(&key).unwrap();
+    std::fs::write(&pem, cert.pem()).unwrap();
+    good(&with(&format!("as_ca = {pem:?}")));
+    assert!(warned(&good(&verify(&format!("as_addr = \"http://127.0.0.1\"\nas_ca = {pem:?}"))), "no-effect"));
 }

@@ -12,7 +12,7 @@ use super::host::Host;
 use super::instance::Instance;
 use super::units::Units;
 use crate::attest::TOKEN_LEEWAY;
-use crate::config::{AsRest, AttestProvider, Verify, VerifyProvider};
+use crate::config::{AsService, AttestProvider, Verify, VerifyProvider};
 
 /// Where the packaged proxy listens (`tng-aa-proxy.socket`).
 pub const PROXY_SOCKET: &str = "/run/tng/aa.sock";
@@ -50,10 +50,12 @@ pub(super) fn check(host: &dyn Host, instance: &Instance, units: &Units) -> Vec<
         if verify.allow_sample || matches!(verify.provider, VerifyProvider::Sample) {
             samples.push(format!("{} accepts", endpoint.name));
         }
-        if let VerifyProvider::As(rest) = &verify.provider
-            && services.insert(rest.addr.to_string())
-        {
-            found.extend(service(host, verify, rest));
+        let VerifyProvider::As(all) = &verify.provider else { continue };
+        for addr in &all.addrs {
+            if services.insert(addr.to_string()) {
+                let one = AsService { addrs: vec![addr.clone()], ..all.clone() };
+                found.extend(service(host, verify, &one, addr));
+            }
         }
     }
     if !sockets.is_empty() {
@@ -137,9 +139,9 @@ fn denied(socket: &str, user: &str, name: &str, proxied: bool) -> Finding {
         .fix(fix)
 }
 
-fn service(host: &dyn Host, verify: &Verify, rest: &AsRest) -> Vec<Finding> {
-    let addr = &rest.addr;
-    let seen = match host.service(verify, rest) {
+/// One address of a service.
+fn service(host: &dyn Host, verify: &Verify, service: &AsService, addr: &url::Url) -> Vec<Finding> {
+    let seen = match host.service(verify, service) {
         Ok(seen) => seen,
         Err(e) => {
             return vec![
@@ -147,7 +149,7 @@ fn service(host: &dyn Host, verify: &Verify, rest: &AsRest) -> Vec<Finding> {
                     .why("no peer can be appraised: connections that verify are refused")
                     .fix(format!(
                         "curl -v {}  # and correct as_addr, trusted_certs or the way there",
-                        signer_url(rest)
+                        signer_url(addr)
                     )),
             ];
         }
@@ -173,8 +175,8 @@ fn service(host: &dyn Host, verify: &Verify, rest: &AsRest) -> Vec<Finding> {
     found
 }
 
-fn signer_url(rest: &AsRest) -> String {
-    format!("{}/.well-known/jwks.json", rest.addr.as_str().trim_end_matches('/'))
+fn signer_url(addr: &url::Url) -> String {
+    format!("{}/.well-known/jwks.json", addr.as_str().trim_end_matches('/'))
 }
 
 fn tee(host: &dyn Host) -> Finding {

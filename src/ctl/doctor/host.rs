@@ -14,7 +14,7 @@ use crate::attest::{AsSeen, AsVerifier, SystemClock, VerifyError};
 use crate::capture::nft::{self, NftError};
 use crate::capture::plan::{capture_table_name, guard_table_name};
 use crate::capture::{guard, observe, routes};
-use crate::config::{self, AsRest, DEFAULT_INGRESS_MARK, InstanceName, Verify};
+use crate::config::{self, AsService, DEFAULT_INGRESS_MARK, InstanceName, Verify};
 use crate::ctl::client;
 use crate::daemon::{Paths, StatusReport, netns_inode};
 
@@ -98,7 +98,7 @@ pub trait Host {
     /// Asks the agent for its TEE, as `user` with the groups `more` besides its own when the caller is root.
     fn agent(&self, socket: &Path, user: &str, more: &[&str]) -> Result<String, agent::AgentError>;
     /// Asks the attestation service for its anchors.
-    fn service(&self, verify: &Verify, rest: &AsRest) -> Result<AsSeen, VerifyError>;
+    fn service(&self, verify: &Verify, service: &AsService) -> Result<AsSeen, VerifyError>;
 
     /// The text of a file, without white space around it; `None` when it cannot be read.
     fn read(&self, absolute: &str) -> Option<String> {
@@ -179,10 +179,10 @@ impl Host for RealHost {
     fn agent(&self, socket: &Path, user: &str, more: &[&str]) -> Result<String, agent::AgentError> {
         agent::ask_as(self, socket, user, more)
     }
-    fn service(&self, verify: &Verify, rest: &AsRest) -> Result<AsSeen, VerifyError> {
-        let mut rest = rest.clone();
-        rest.timeout = rest.timeout.min(DEADLINE);
-        let verifier = AsVerifier::new(verify, &rest, DEFAULT_INGRESS_MARK, std::sync::Arc::new(SystemClock))
+    fn service(&self, verify: &Verify, service: &AsService) -> Result<AsSeen, VerifyError> {
+        let mut service = service.clone();
+        service.timeout = service.timeout.min(DEADLINE);
+        let verifier = AsVerifier::new(verify, &service, DEFAULT_INGRESS_MARK, std::sync::Arc::new(SystemClock))
             .map_err(VerifyError::AsUnreachable)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.map_err(|e| VerifyError::AsUnreachable(e.to_string()))?.block_on(verifier.reach())

@@ -35,7 +35,8 @@ impl Service<Uri> for Connector {
     }
 }
 
-fn target(uri: &Uri) -> Target {
+/// Host and port of an absolute URI.
+pub fn target(uri: &Uri) -> Target {
     let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
     // An IPv6 address stands in brackets in a URI only.
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);

@@ -1,0 +1,225 @@
+//! Asks the service, and believes it no further than its token's signature reaches.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use super::address::ServiceStatus;
+use super::client::Client;
+use super::discovery::{Kept, KeySets, of_service};
+use super::request::{Ask, Token};
+use crate::attest::anchors::Anchors;
+use crate::attest::{Clock, Evidence, RuntimeData, TOKEN_LEEWAY, Verdict, Verifier, VerifyError, token};
+use crate::config::{AsKind, AsService, Mark, Verify};
+
+/// A verifier that asks an Attestation Service.
+pub struct AsVerifier {
+    client: Client,
+    policy_ids: Vec<String>,
+    allow_sample: bool,
+    trust: Trust,
+    clock: Arc<dyn Clock>,
+}
+
+/// Where anchors come from.
+enum Trust {
+    /// The configuration names them.
+    Named { fixed: Option<Arc<Anchors>>, sets: Option<Box<KeySets>> },
+    /// Each address is asked for its own.
+    Asked(Vec<Kept>),
+}
+
+/// What the attestation service showed of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AsSeen {
+    /// Whom its tokens must be signed by, in words.
+    pub anchors: String,
+    /// Its clock, by the Date header of its answer (RFC 9110, 6.6.1).
+    pub date: Option<SystemTime>,
+}
+
+impl AsVerifier {
+    /// A verifier over `service`. Fails on what no waiting heals: an unreadable file, an illegal header, an https
+    /// service and no authorities. Its sockets carry `mark`, so that a capture on this host never takes them; a
+    /// process that may not mark goes without, since no capture depends on it.
+    pub fn new(verify: &Verify, service: &AsService, mark: Mark, clock: Arc<dyn Clock>) -> Result<Self, String> {
+        let trust = if service.trusted.is_empty() {
+            Trust::Asked(service.addrs.iter().map(|_| Kept::default()).collect())
+        } else {
+            let fixed = Anchors::named(&service.trusted)?.map(Arc::new);
+            Trust::Named { fixed, sets: KeySets::new(service, mark)?.map(Box::new) }
+        };
+        Ok(Self {
+            client: Client::new(service, mark)?,
+            policy_ids: verify.policy_ids.clone(),
+            allow_sample: verify.allow_sample,
+            trust,
+            clock,
+        })
+    }
+
+    /// Asks the first address for what it says about itself and its signer.
+    ///
+    /// # Errors
+    /// It cannot be reached, is not who its address says, or is no attestation service: it names no signer although
+    /// no anchors are configured.
+    pub async fn reach(&self) -> Result<AsSeen, VerifyError> {
+        let until = self.client.deadline();
+        let address = self.client.addresses().first().ok_or(VerifyError::Internal)?;
+        let published = address.get("/.well-known/jwks.json", self.client.headers(), until).await;
+        let date = match published {
+            Ok(reply) => reply.date,
+            Err(failure) if failure.may_be_grpc && address.speaks() != Some(AsKind::Rest) => {
+                let half = Instant::now() + until.saturating_duration_since(Instant::now()) / 2;
+                address.challenge(self.client.headers(), half).await.map_err(|_| failure.error)?;
+                None
+            }
+            Err(failure) => return Err(failure.error),
+        };
+        let anchors = match &self.trust {
+            Trust::Named { sets: Some(sets), .. } => {
+                sets.anchors(false, until).await?;
+                self.trust_anchor()
+            }
+            Trust::Named { .. } => self.trust_anchor(),
+            Trust::Asked(kept) => {
+                let first = kept.first().ok_or(VerifyError::Internal)?;
+                of_service(address, self.client.headers(), first, false, until).await?.origin().to_owned()
+            }
+        };
+        Ok(AsSeen { anchors, date })
+    }
+
+    /// A token on `evidence`, for somebody else to check: what it says is not looked at.
+    ///
+    /// # Errors
+    /// No address gives one.
+    pub async fn token(&self, evidence: &Evidence) -> Result<String, VerifyError> {
+        let ask = Ask::new(evidence, &self.policy_ids)?;
+        let (token, _) = self.client.token(&ask, self.client.deadline()).await?;
+        Ok(token.text)
+    }
+
+    /// Checks a token that somebody else got from the service; it must be bound to `expected`.
+    ///
+    /// # Errors
+    /// Those of the token; or the anchors cannot be had, where each address is asked for its own.
+    pub async fn check(&self, token: &str, expected: &RuntimeData) -> Result<Verdict, VerifyError> {
+        let until = self.client.deadline();
+        let mut outcome = Err(VerifyError::Internal);
+        for place in 0..self.client.addresses().len() {
+            outcome = self.judge(token, place, &self.wanted(expected), until).await;
+            // Which address it came from, nobody knows: another one may vouch for its signer.
+            let named = matches!(self.trust, Trust::Named { .. });
+            let next = matches!(outcome, Err(VerifyError::TokenUntrustedSigner(_) | VerifyError::AsUnreachable(_)));
+            if named || !next {
+                break;
+            }
+        }
+        outcome
+    }
+
+    fn wanted<'a>(&'a self, expected: &'a RuntimeData) -> token::Expected<'a> {
+        token::Expected {
+            runtime_data: expected.object(),
+            policy_ids: &self.policy_ids,
+            allow_sample: self.allow_sample,
+        }
+    }
+
+    /// Judges a token that the address at `place` gave.
+    async fn judge(
+        &self,
+        token: &str,
+        place: usize,
+        expected: &token::Expected<'_>,
+        until: Instant,
+    ) -> Result<Verdict, VerifyError> {
+        let verify = |anchors: &Anchors| token::verify(token, anchors, expected, self.clock.now());
+        let strange = |outcome: &Result<_, _>| matches!(outcome, Err(VerifyError::TokenUntrustedSigner(_)));
+        match &self.trust {
+            Trust::Named { fixed, sets } => {
+                let by_fixed = fixed.as_ref().map(|anchors| verify(anchors));
+                let (outcome, sets) = match (by_fixed, sets) {
+                    (Some(outcome), None) => return outcome,
+                    (Some(outcome), Some(_)) if !strange(&outcome) => return outcome,
+                    (_, Some(sets)) => (verify(&*sets.anchors(false, until).await?), sets),
+                    (None, None) => return Err(VerifyError::Internal),
+                };
+                if strange(&outcome) { verify(&*sets.anchors(true, until).await?) } else { outcome }
+            }
+            Trust::Asked(kept) => {
+                let (Some(kept), Some(address)) = (kept.get(place), self.client.addresses().get(place)) else {
+                    return Err(VerifyError::Internal);
+                };
+                let headers = self.client.headers();
+                let outcome = verify(&*of_service(address, headers, kept, false, until).await?);
+                if !strange(&outcome) {
+                    return outcome;
+                }
+                verify(&*of_service(address, headers, kept, true, until).await?)
+            }
+        }
+    }
+
+    /// A token made for this very question is of now, by the clock of who made it.
+    fn explain(&self, error: VerifyError, token: &Token) -> VerifyError {
+        use VerifyError as V;
+        let Some(theirs) =
+            token.date.filter(|_| matches!(error, V::TokenExpired | V::TokenNotYetValid | V::TokenFromFuture))
+        else {
+            return error;
+        };
+        let ours = self.clock.now();
+        let (apart, word) = match ours.duration_since(theirs) {
+            Ok(behind) => (behind, "behind"),
+            Err(ahead) => (ahead.duration(), "ahead of"),
+        };
+        if apart <= TOKEN_LEEWAY {
+            return error;
+        }
+        V::AsClock(format!("its clock is {} s {word} ours", apart.as_secs()))
+    }
+}
+
+#[async_trait]
+impl Verifier for AsVerifier {
+    async fn appraise(&self, evidence: &Evidence, expected: &RuntimeData) -> Result<Verdict, VerifyError> {
+        let until = self.client.deadline();
+        let ask = Ask::new(evidence, &self.policy_ids)?;
+        let (token, place) = self.client.token(&ask, until).await?;
+        let outcome = self.judge(&token.text, place, &self.wanted(expected), until).await;
+        outcome.map_err(|e| self.explain(e, &token))
+    }
+    fn calls(&self) -> u64 {
+        self.client.requests()
+    }
+    fn failovers(&self) -> u64 {
+        self.client.failovers()
+    }
+    fn services(&self) -> Vec<ServiceStatus> {
+        self.client.status()
+    }
+    fn provider(&self) -> &'static str {
+        "as"
+    }
+    fn trust_anchor(&self) -> String {
+        match &self.trust {
+            Trust::Named { fixed, sets } => {
+                let fixed = fixed.as_ref().map(|a| a.origin().to_owned());
+                let both: Vec<_> = fixed.into_iter().chain(sets.as_ref().map(|s| s.origin())).collect();
+                both.join("; ")
+            }
+            Trust::Asked(kept) => {
+                let fetched: Vec<_> = kept.iter().filter_map(Kept::origin).collect();
+                if fetched.is_empty() {
+                    let asked: Vec<_> = self.client.addresses().iter().map(|a| a.base()).collect();
+                    return format!("not yet fetched from {}", asked.join(", "));
+                }
+                fetched.join("; ")
+            }
+        }
+    }
+}

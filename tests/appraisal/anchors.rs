@@ -1,0 +1,101 @@
+//! Whom a token may be signed by: files, pinned keys, key sets, or who the service says.
+
+use fakes::appraiser::Signer;
+
+use super::*;
+
+fn trusting(service: &FakeAs, trusted: TrustedSigners) -> AsService {
+    AsService { trusted, ..at(&[service]) }
+}
+
+#[tokio::test]
+async fn a_pinned_key_is_trusted_and_no_other() {
+    let service = start(AFFIRMING, Serves::Rest).await;
+    let pins = |keys: Vec<[u8; 32]>| TrustedSigners {
+        keys: keys.into_iter().map(KeyPin).collect(),
+        ..TrustedSigners::default()
+    };
+    let pin = Signer::load().pin();
+    let verdict = appraise(&trusting(&service, pins(vec![[1; 32], pin]))).await.unwrap();
+    assert!(verdict.trust_anchor.starts_with("pinned key "), "{}", verdict.trust_anchor);
+    assert_eq!(reason(&trusting(&service, pins(vec![[1; 32]]))).await, "token-untrusted-signer");
+    service.set(Mode::Stranger);
+    assert_eq!(reason(&trusting(&service, pins(vec![pin]))).await, "token-untrusted-signer");
+}
+
+#[tokio::test]
+async fn a_key_set_comes_from_a_file_or_a_url() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = start(AFFIRMING, Serves::GrpcAlone).await;
+    let sets = |jwks| TrustedSigners { jwks, ..TrustedSigners::default() };
+    let (good, other) = (dir.path().join("good.json"), dir.path().join("other.json"));
+    let mut jwk = Signer::load().jwk(false);
+    std::fs::write(&good, serde_json::json!({ "keys": [jwk] }).to_string()).unwrap();
+    // A point that is nobody's.
+    jwk["x"] = "AAAA".into();
+    std::fs::write(&other, serde_json::json!({ "keys": [jwk] }).to_string()).unwrap();
+    assert_eq!(reason(&trusting(&service, sets(vec![JwksSource::File(good)]))).await, "ok");
+    let other = JwksSource::File(other);
+    assert_eq!(reason(&trusting(&service, sets(vec![other.clone()]))).await, "token-untrusted-signer");
+
+    let published = start(AFFIRMING, Serves::Rest).await;
+    let url = |path: &str| JwksSource::Url(published.url().join(path).unwrap());
+    let asked = trusting(&service, sets(vec![url("named.json")]));
+    let asked = AsService { headers: vec![("x-api-key".into(), "for-the-service".into())], ..asked };
+    let verdict = appraise(&asked).await.unwrap();
+    assert!(verdict.trust_anchor.contains("named.json"), "{}", verdict.trust_anchor);
+    assert!(published.last_head().starts_with("GET /named.json "));
+    assert!(!published.last_head().contains("for-the-service"), "the service's headers went elsewhere");
+    // Sources add up; one that cannot be had is said to be missing, unless it is not needed.
+    assert_eq!(reason(&trusting(&service, sets(vec![other.clone(), url("named.json")]))).await, "ok");
+    assert_eq!(reason(&trusting(&service, sets(vec![other, url("missing.json")]))).await, "key-set");
+    let mixed = TrustedSigners { certs: vec![fakes::fixture("as-ca.pem")], ..sets(vec![url("missing.json")]) };
+    assert_eq!(reason(&trusting(&service, mixed)).await, "ok");
+}
+
+#[tokio::test]
+async fn certificates_in_base64url_are_read() {
+    let service = start(Mode::Openanolis { flat: false }, Serves::Rest).await;
+    assert_eq!(reason(&at(&[&service])).await, "ok");
+    let verdict = appraise(&trusting(&service, TrustedSigners::default())).await.unwrap();
+    assert!(verdict.trust_anchor.starts_with("certificate of http"), "{}", verdict.trust_anchor);
+}
+
+#[tokio::test]
+async fn a_grpc_service_is_asked_for_its_keys_over_http_and_one_without_is_told_what_to_set() {
+    let service = start(AFFIRMING, Serves::Grpc).await;
+    let verdict = appraise(&trusting(&service, TrustedSigners::default())).await.unwrap();
+    assert!(verdict.trust_anchor.starts_with("JWKS of http"), "{}", verdict.trust_anchor);
+    let alone = start(AFFIRMING, Serves::GrpcAlone).await;
+    let error = appraise(&trusting(&alone, TrustedSigners::default())).await.unwrap_err();
+    assert_eq!(error.reason(), "token-untrusted-signer");
+    assert!(error.to_string().contains("set trusted_certs"), "{error}");
+}
+
+#[tokio::test]
+async fn the_doctor_reaches_both_protocols() {
+    for serves in [Serves::Rest, Serves::Grpc, Serves::GrpcAlone] {
+        let service = start(AFFIRMING, serves).await;
+        let seen = verifier(&at(&[&service])).reach().await.unwrap_or_else(|e| panic!("{serves:?}: {e}"));
+        assert!(seen.anchors.contains("tng test AS CA"), "{}", seen.anchors);
+        assert_eq!(service.appraisals(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_one_side_got_is_checked_by_the_other() {
+    let (first, second) = (start(AFFIRMING, Serves::GrpcAlone).await, start(AFFIRMING, Serves::Rest).await);
+    let (evidence, bound) = evidence().await;
+    let token = verifier(&at(&[&first])).token(&evidence).await.unwrap();
+    let check = async |service: AsService, bound: &RuntimeData| {
+        verifier(&service).check(&token, bound).await.map_or_else(|e| e.reason(), |_| "ok")
+    };
+    assert_eq!(check(at(&[&first]), &bound).await, "ok");
+    assert_eq!(check(at(&[&first]), &RuntimeData::for_key(b"another")).await, "token-runtime-data");
+    // Without anchors of its own it asks the addresses, of which the first publishes nothing.
+    let asked = AsService { trusted: TrustedSigners::default(), ..at(&[&first, &second]) };
+    assert_eq!(check(asked.clone(), &bound).await, "ok");
+    second.set(Mode::NoAnchors);
+    assert_eq!(check(asked, &bound).await, "token-untrusted-signer");
+    assert_eq!(second.appraisals(), 0);
+}
