@@ -206,7 +206,7 @@ async fn while_the_agent_is_away_bound_sessions_go_on_and_new_ones_are_refused_w
 async fn a_session_whose_peer_is_refused_later_is_not_resumed() {
     let service = FakeAs::start("127.0.0.1:0", As::Status("affirming")).await;
     let rest = AsService {
-        trusted: TrustedSigners::certs([fakes::fixture("as-ca.pem")]),
+        trusted: TrustedSigners::certs(vec![fakes::fixture("as-ca.pem")]),
         timeout: Duration::from_secs(2),
         ..AsService::at(service.url())
     };

@@ -106,9 +106,9 @@ async fn met(roots: Roots, config: Builtin, tee: &'static str, machine: Machine)
         allow_sample: false,
         verdict_ttl: Duration::from_secs(300),
     };
-    let client = endpoint(Ra { attest: None, verify: Some(verify) });
+    let client = endpoint(Ra { attest: None, verify: Some(verify), ..Ra::default() });
     let attest = Attest { provider: AttestProvider::Aa { socket }, refresh_interval: Duration::from_secs(600) };
-    let server = endpoint(Ra { attest: Some(attest), verify: None });
+    let server = endpoint(Ra { attest: Some(attest), ..Ra::default() });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (c, s) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     let (channel, _) = tokio::join!(client.connect(c.unwrap(), None), server.accept(s.unwrap().0));

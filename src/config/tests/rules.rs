@@ -330,7 +330,7 @@ fn trust_anchors_must_exist_and_be_certificates() {
 fn a_service_has_one_address_or_several_and_speaks_what_is_said() {
     let of = |lines: &str| match &good(&verify(lines)).config.endpoints[0].ra.verify.as_ref().unwrap().provider {
         VerifyProvider::As(service) => service.clone(),
-        VerifyProvider::Sample => panic!("sample"),
+        other => panic!("{other:?}"),
     };
     let two = of("as_addr = [\"https://a.example\", \"http://127.0.0.1:50004/\"]\nas_type = \"grpc\"");
     let shown: Vec<_> = two.addrs.iter().map(|url| url.as_str()).collect();

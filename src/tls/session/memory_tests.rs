@@ -10,6 +10,7 @@ fn session(key: u8, id: u8, ttl: i64) -> Arc<BoundSession> {
         verifier: "as".into(),
         trust_anchor: "test".into(),
         sample: false,
+        claims: Default::default(),
         appraised_at: now,
         expires_at: ends,
     };
