@@ -50,7 +50,7 @@ impl AaAttester {
 
     async fn call<T: Message + Default>(&self, method: &str, request: &impl Message) -> Result<T, AttestError> {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        let payload = self.client.call(SERVICE, method, request).await?;
+        let payload = self.client.call(SERVICE, method, request, self.deadline).await?;
         T::decode(&payload[..]).map_err(|_| AttestError::AaGarbage("a payload that is not protobuf"))
     }
 
