@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use super::anchors::Anchors;
 use super::connector::Connector;
-use super::{Clock, Evidence, RuntimeData, Verdict, Verifier, VerifyError, token};
+use super::{Clock, Evidence, RuntimeData, TokenIssuer, Verdict, Verifier, VerifyError, devices, token};
 use crate::config::{AsRest, Mark, Verify};
 use crate::relay::{Dialer, MarkPolicy, probe_mark};
 
@@ -130,19 +130,21 @@ impl AsVerifier {
     }
 
     async fn token(&self, evidence: &Evidence) -> Result<String, VerifyError> {
-        let runtime_data = evidence.runtime_object().ok_or(VerifyError::Malformed("runtime data is not an object"))?;
-        let one = json!({
-            "tee": evidence.tee,
-            "evidence": BASE64_URL_SAFE_NO_PAD.encode(&evidence.evidence),
-            "runtime_data": { "structured": runtime_data },
-            "runtime_data_hash_algorithm": "sha384",
-        });
-        let body = json!({ "verification_requests": [one], "policy_ids": self.policy_ids });
+        let request = |piece: devices::Piece| {
+            json!({
+                "tee": piece.tee,
+                "evidence": BASE64_URL_SAFE_NO_PAD.encode(&piece.evidence),
+                "runtime_data": { "structured": piece.runtime_data },
+                "runtime_data_hash_algorithm": "sha384",
+            })
+        };
+        let all: Vec<_> = devices::pieces(evidence)?.into_iter().map(request).collect();
+        let body = json!({ "verification_requests": all, "policy_ids": self.policy_ids });
         let mut answer = self.send(Method::POST, "/attestation", Some(&body)).await?;
         let old = !answer.status.is_success() && String::from_utf8_lossy(&answer.body).contains("missing field `tee`");
         if old {
-            // A service before 1.6 takes one flat request.
-            let mut flat = one;
+            // A service before 1.6 takes one flat request: of devices its token then says nothing.
+            let mut flat = all.into_iter().next().ok_or(VerifyError::Internal)?;
             flat["policy_ids"] = json!(self.policy_ids);
             answer = self.send(Method::POST, "/attestation", Some(&flat)).await?;
         }
@@ -197,23 +199,27 @@ impl AsVerifier {
 
     async fn ask(&self, evidence: &Evidence, expected: &RuntimeData) -> Result<Verdict, VerifyError> {
         let text = self.token(evidence).await?;
+        self.judge(&text, expected).await
+    }
+
+    async fn judge(&self, text: &str, expected: &RuntimeData) -> Result<Verdict, VerifyError> {
         let wanted = token::Expected {
             runtime_data: expected.object(),
             policy_ids: &self.policy_ids,
             allow_sample: self.allow_sample,
         };
         let anchors = self.anchors(false).await?;
-        match token::verify(&text, &anchors, &wanted, self.clock.now()) {
+        match token::verify(text, &anchors, &wanted, self.clock.now()) {
             Err(VerifyError::TokenUntrustedSigner(_)) if self.pinned.is_none() => {
                 let anchors = self.anchors(true).await?;
-                token::verify(&text, &anchors, &wanted, self.clock.now())
+                token::verify(text, &anchors, &wanted, self.clock.now())
             }
             other => other,
         }
     }
 }
 
-fn dialer(mark: Mark, timeout: Duration) -> Result<Dialer, String> {
+pub(super) fn dialer(mark: Mark, timeout: Duration) -> Result<Dialer, String> {
     let mark = match probe_mark(mark) {
         Ok(()) => MarkPolicy::Required(mark),
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => MarkPolicy::Unmarked,
@@ -289,9 +295,19 @@ fn read_token(answer: Answer) -> Result<String, VerifyError> {
 }
 
 #[async_trait]
+impl TokenIssuer for AsVerifier {
+    async fn issue(&self, evidence: &Evidence) -> Result<String, VerifyError> {
+        tokio::time::timeout(self.timeout, self.token(evidence)).await.unwrap_or(Err(VerifyError::AsTimeout))
+    }
+}
+
+#[async_trait]
 impl Verifier for AsVerifier {
     async fn appraise(&self, evidence: &Evidence, expected: &RuntimeData) -> Result<Verdict, VerifyError> {
         tokio::time::timeout(self.timeout, self.ask(evidence, expected)).await.unwrap_or(Err(VerifyError::AsTimeout))
+    }
+    async fn check_token(&self, token: &str, expected: &RuntimeData) -> Result<Verdict, VerifyError> {
+        tokio::time::timeout(self.timeout, self.judge(token, expected)).await.unwrap_or(Err(VerifyError::AsTimeout))
     }
     fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)

@@ -23,6 +23,15 @@ pub enum AttestError {
     /// The agent's answer is not what the protocol allows.
     #[error("attestation agent sent garbage: {0}")]
     AaGarbage(&'static str),
+    /// The API server in front of the agent does not have what is needed.
+    #[error("the CoCo API server is too old: {0}; update it")]
+    AsrTooOld(&'static str),
+    /// Device evidence is asked for, and the agent has none.
+    #[error("attest.additional_evidence = true, and the attestation agent has no evidence of a device")]
+    AaNoDevices,
+    /// No token could be had for the evidence.
+    #[error("no token for this side's evidence: {0}")]
+    Passport(VerifyError),
     /// Key or certificate could not be made.
     #[error("certificate could not be made: {0}")]
     Certificate(String),
@@ -40,6 +49,9 @@ impl AttestError {
             Self::AaError { .. } => "aa-error",
             Self::AaNoTeeType => "aa-no-tee-type",
             Self::AaGarbage(_) => "aa-garbage",
+            Self::AsrTooOld(_) => "asr-too-old",
+            Self::AaNoDevices => "aa-no-devices",
+            Self::Passport(e) => e.reason(),
             Self::Certificate(_) => "certificate-failed",
             Self::Pending => "evidence-pending",
         }
@@ -61,6 +73,9 @@ pub enum VerifyError {
     /// The evidence cannot be read.
     #[error("the evidence is malformed: {0}")]
     Malformed(&'static str),
+    /// The devices' evidence is not what the TEE's evidence vouches for.
+    #[error("the evidence names evidence of devices, and {0}")]
+    Devices(&'static str),
     /// The attestation service could not be reached.
     #[error("attestation service unreachable: {0}")]
     AsUnreachable(String),
@@ -139,6 +154,7 @@ impl VerifyError {
                 | Self::TeeUnsupported(_)
                 | Self::ReportData
                 | Self::Malformed(_)
+                | Self::Devices(_)
                 | Self::AsRejected(_)
                 | Self::TokenRuntimeData
                 | Self::TokenStatusNone(_)
@@ -154,6 +170,7 @@ impl VerifyError {
             Self::TeeUnsupported(_) => "sample-tee-unsupported",
             Self::ReportData => "evidence-report-data",
             Self::Malformed(_) => "evidence-malformed",
+            Self::Devices(_) => "evidence-devices",
             Self::AsUnreachable(_) => "as-unreachable",
             Self::AsTls(_) => "as-tls",
             Self::AsTimeout => "as-timeout",

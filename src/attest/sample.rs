@@ -89,8 +89,10 @@ impl Verifier for SampleVerifier {
             verifier: "sample".into(),
             trust_anchor: "none".into(),
             sample: true,
+            status: "affirming".into(),
             appraised_at: now,
             expires_at: now + Self::LIFETIME,
+            ..Verdict::default()
         })
     }
     fn calls(&self) -> u64 {

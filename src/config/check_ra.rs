@@ -6,15 +6,13 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+use super::check_attest::attest_of;
 use super::diagnostics::{Sink, quote, suggest};
-use super::raw::{RawAttest, RawEndpoint, RawVerify};
+use super::raw::{RawEndpoint, RawVerify};
 use super::reader::{At, Free, Hidden};
 use super::values::duration;
-use super::{AsRest, Attest, AttestProvider, Ra, Side, Verify, VerifyProvider};
+use super::{AsRest, Model, Ra, Side, Verify, VerifyProvider};
 
-/// Certificates that carry evidence live six hours; older evidence would outlive its certificate.
-const MAX_REFRESH: Duration = Duration::from_secs(6 * 3600);
-const DEFAULT_REFRESH: Duration = Duration::from_secs(600);
 const DEFAULT_VERDICT_TTL: Duration = Duration::from_secs(300);
 const DEFAULT_AS_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_PEM: u64 = 1 << 20;
@@ -50,8 +48,13 @@ pub(super) fn ra(endpoint: &At<RawEndpoint>, side: Side, sink: &mut Sink<'_>) ->
     Some(Ra { attest: attest?, verify: verify? })
 }
 
+pub(super) fn model(raw: Option<&At<String>>, sink: &mut Sink<'_>) -> Option<Model> {
+    let word = choice(raw, "background_check", &["background_check", "passport"], &[], sink)?;
+    Some(if word == "passport" { Model::Passport } else { Model::BackgroundCheck })
+}
+
 /// A word out of a fixed list; those of later versions are refused in their own words.
-fn choice<'r>(
+pub(super) fn choice<'r>(
     raw: Option<&'r At<String>>,
     default: &'r str,
     now: &[&str],
@@ -71,39 +74,8 @@ fn choice<'r>(
     None
 }
 
-fn attest_of(raw: &At<RawAttest>, sink: &mut Sink<'_>) -> Option<Attest> {
-    let at = &raw.at;
-    let RawAttest { provider, aa_addr, refresh_interval, model, .. } = &raw.value;
-    let model = choice(model.as_ref(), "background_check", &["background_check"], &["passport"], sink);
-    let refresh = duration(refresh_interval.as_ref(), DEFAULT_REFRESH, Duration::ZERO, MAX_REFRESH, sink);
-    let default = if aa_addr.is_some() { "aa" } else { "" };
-    let provider = match choice(provider.as_ref(), default, &["aa", "sample"], &["asr", "tsm", "tpm"], sink)? {
-        "sample" => {
-            let message = "provider = \"sample\": this evidence proves nothing";
-            sink.warn(at, "sample", message, "for trials only; on a TEE name the attestation agent in `aa_addr`");
-            if let Some(addr) = aa_addr {
-                let message = format!("`aa_addr` = {} with provider = \"sample\"", quote(&addr.value));
-                sink.error(&addr.at, "contradiction", message, "remove one of the two");
-            }
-            Some(AttestProvider::Sample)
-        }
-        _ => match aa_addr {
-            Some(addr) => socket(addr, sink).map(|socket| AttestProvider::Aa { socket }),
-            None if sink.is_written(&raw.at, "aa_addr") => None,
-            None => {
-                let hint = "add aa_addr = \"unix:///run/confidential-containers/attestation-agent/\
-                            attestation-agent.sock\", or provider = \"sample\" for a trial";
-                sink.error(at, "missing", "`aa_addr` is missing: where does the evidence come from?", hint);
-                None
-            }
-        },
-    };
-    model?;
-    Some(Attest { provider: provider?, refresh_interval: refresh? })
-}
-
 /// `unix:///absolute/path`, as the attestation agent itself writes it.
-fn socket(raw: &At<String>, sink: &mut Sink<'_>) -> Option<PathBuf> {
+pub(super) fn socket(raw: &At<String>, sink: &mut Sink<'_>) -> Option<PathBuf> {
     // sun_path holds 108 bytes with the closing NUL.
     let path = raw.value.strip_prefix("unix://").filter(|p| p.starts_with('/') && p.len() < 108);
     let path = path.filter(|p| !p.contains('\0') && !p.ends_with('/'));
@@ -121,7 +93,7 @@ fn socket(raw: &At<String>, sink: &mut Sink<'_>) -> Option<PathBuf> {
 
 fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
     let v = &raw.value;
-    let model = choice(v.model.as_ref(), "background_check", &["background_check"], &["passport"], sink);
+    let model = model(v.model.as_ref(), sink);
     let ttl = Duration::from_secs(24 * 3600);
     let ttl = duration(v.verdict_ttl.as_ref(), DEFAULT_VERDICT_TTL, Duration::ZERO, ttl, sink);
     let allow_sample = v.allow_sample.as_ref().is_some_and(|a| a.value);
@@ -129,7 +101,10 @@ fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
         let message = "allow_sample = true: a peer that proves nothing is accepted";
         sink.warn(&allow.at, "sample", message, "for trials only; remove it where peers run on a TEE");
     }
-    let default = if v.as_addr.is_some() { "as" } else { "" };
+    let passport = model == Some(Model::Passport);
+    // A token needs no service, only somebody who vouches for its signer.
+    let anchors_only = passport && v.as_addr.is_none() && v.trusted_certs.is_some();
+    let default = if v.as_addr.is_some() || anchors_only { "as" } else { "" };
     let provider = choice(v.provider.as_ref(), default, &["as", "sample"], &["builtin"], sink)?;
     let (provider, policy_ids) = if provider == "sample" {
         let as_only = [
@@ -149,16 +124,24 @@ fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
             let message = "provider = \"sample\" without allow_sample = true: every peer will be refused";
             sink.warn(&raw.at, "sample", message, "add allow_sample = true for a trial, or use provider = \"as\"");
         }
+        if let Some(at) = v.model.as_ref().map(|m| &m.at).filter(|_| passport) {
+            let message = "model = \"passport\" with provider = \"sample\", which checks no tokens";
+            sink.error(at, "contradiction", message, "remove `model`, or use provider = \"as\"");
+        }
         (Some(VerifyProvider::Sample), Some(Vec::new()))
+    } else if anchors_only && !sink.is_written(&raw.at, "as_addr") {
+        super::check_passport::no_service(v, sink);
+        let policies = v.policy_ids.as_ref().map_or(Some(vec!["default".to_owned()]), |a| policies(a, sink));
+        let certs = v.trusted_certs.as_ref().and_then(|a| trusted_certs(a, sink));
+        (certs.map(VerifyProvider::Anchors), policies)
     } else {
         let policies = v.policy_ids.as_ref().map_or(Some(vec!["default".to_owned()]), |a| policies(a, sink));
         (attestation_service(raw, sink).map(VerifyProvider::As), policies)
     };
-    model?;
-    Some(Verify { provider: provider?, policy_ids: policy_ids?, allow_sample, verdict_ttl: ttl? })
+    Some(Verify { provider: provider?, policy_ids: policy_ids?, allow_sample, verdict_ttl: ttl?, model: model? })
 }
 
-fn policies(raw: &At<Vec<At<String>>>, sink: &mut Sink<'_>) -> Option<Vec<String>> {
+pub(super) fn policies(raw: &At<Vec<At<String>>>, sink: &mut Sink<'_>) -> Option<Vec<String>> {
     if raw.value.is_empty() {
         let message = "`policy_ids` is empty: no appraisal could satisfy it";
         sink.error(&raw.at, "empty", message, "name a policy of the attestation service: [\"default\"]");
@@ -177,7 +160,7 @@ fn policies(raw: &At<Vec<At<String>>>, sink: &mut Sink<'_>) -> Option<Vec<String
     Some(ids)
 }
 
-fn attestation_service(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<AsRest> {
+pub(super) fn attestation_service(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<AsRest> {
     let v = &raw.value;
     let kind = choice(v.as_type.as_ref(), "rest", &["rest"], &["grpc"], sink);
     let timeout =
@@ -222,13 +205,7 @@ fn as_url(raw: &At<String>, v: &RawVerify, sink: &mut Sink<'_>) -> Option<url::U
         sink.error(at, "bad-url", "`as_addr` has a query or fragment", "only scheme, host, port and path");
         return None;
     }
-    let loopback = match url.host() {
-        Some(url::Host::Ipv4(a)) => a.is_loopback(),
-        Some(url::Host::Ipv6(a)) => a.is_loopback(),
-        Some(url::Host::Domain(d)) => d == "localhost",
-        None => false,
-    };
-    let exposed = url.scheme() == "http" && !loopback;
+    let exposed = url.scheme() == "http" && !is_loopback(&url);
     let insecure = v.as_insecure.as_ref().filter(|a| a.value);
     match insecure {
         None if exposed => {
@@ -254,6 +231,16 @@ fn as_url(raw: &At<String>, v: &RawVerify, sink: &mut Sink<'_>) -> Option<url::U
         url.set_path(&format!("{}/", url.path()));
     }
     Some(url)
+}
+
+/// Whether the host of `url` is this one.
+pub(super) fn is_loopback(url: &url::Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(a)) => a.is_loopback(),
+        Some(url::Host::Ipv6(a)) => a.is_loopback(),
+        Some(url::Host::Domain(d)) => d == "localhost",
+        None => false,
+    }
 }
 
 fn headers(raw: &Free<Hidden>, sink: &mut Sink<'_>) -> Option<Vec<(String, String)>> {

@@ -4,7 +4,9 @@
 //! [`load`] reads a file; on a mistake the [`Report`] holds every [`Diagnostic`] at once.
 
 mod check;
+mod check_attest;
 mod check_netfilter;
+mod check_passport;
 mod check_ra;
 mod conflicts;
 mod diagnostics;

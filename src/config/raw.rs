@@ -59,7 +59,21 @@ raw_table! {
 
 raw_table! {
     /// `[*.attest]`
-    RawAttest { provider: String, aa_addr: String, refresh_interval: String, model: String, } later { "asr_addr" }
+    RawAttest {
+        provider: String,
+        aa_addr: String,
+        asr_addr: String,
+        asr_insecure: bool,
+        additional_evidence: bool,
+        refresh_interval: String,
+        model: String,
+        as_addr: String,
+        as_type: String,
+        policy_ids: Vec<At<String>>,
+        as_headers: Free<Hidden>,
+        as_insecure: bool,
+        as_timeout: String,
+    } later {}
 }
 
 raw_table! {

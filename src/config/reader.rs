@@ -222,7 +222,7 @@ pub(super) fn other_keys(table: &DeTable<'_>, known: &[&str], later: &[&str], at
 macro_rules! raw_table {
     ($(#[$meta:meta])* $name:ident { $($field:ident: $type:ty,)* } later { $($later:literal),* }) => {
         $(#[$meta])*
-        #[derive(Debug, Clone)]
+        #[derive(Debug, Clone, Default)]
         pub(super) struct $name {
             $(pub $field: Option<At<$type>>,)*
         }

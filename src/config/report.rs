@@ -127,9 +127,16 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
     if let Some(attest) = &e.ra.attest {
         let from = match &attest.provider {
             AttestProvider::Aa { socket } => format!("agent at {}", socket.display()),
+            AttestProvider::Asr { addr } => format!("agent behind {addr}"),
             AttestProvider::Sample => "sample (proves nothing)".to_owned(),
         };
-        line("    attest", &format!("{from}, new every {}", show_duration(attest.refresh_interval)));
+        let devices = if attest.additional_evidence { " and devices" } else { "" };
+        let shown = match &attest.passport {
+            Some(p) => format!("token of {}, policy {}", p.service.addr, p.policy_ids.join(" ")),
+            None => "evidence".to_owned(),
+        };
+        let age = show_duration(attest.refresh_interval);
+        line("    attest", &format!("{from}{devices}, shows {shown}, at most {age} old"));
     }
     if let Some(verify) = &e.ra.verify {
         let by = match &verify.provider {
@@ -140,8 +147,12 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
                 };
                 format!("service at {}, policy {}, {anchors}", a.addr, verify.policy_ids.join(" "))
             }
+            VerifyProvider::Anchors(files) => {
+                format!("no service, policy {}, anchors from {} file(s)", verify.policy_ids.join(" "), files.len())
+            }
             VerifyProvider::Sample => "sample".to_owned(),
         };
+        let by = format!("{by}, model {}", verify.model);
         let sample = if verify.allow_sample { ", sample TEE accepted" } else { "" };
         line("    verify", &format!("{by}, verdicts live {}{sample}", show_duration(verify.verdict_ttl)));
     }

@@ -150,6 +150,7 @@ fn files_of(config: &Config) -> Vec<PathBuf> {
     let verify = config.endpoints.iter().filter_map(|e| e.ra.verify.as_ref());
     let anchors = verify.flat_map(|v| match &v.provider {
         VerifyProvider::As(rest) => rest.trusted_certs.clone(),
+        VerifyProvider::Anchors(files) => files.clone(),
         VerifyProvider::Sample => Vec::new(),
     });
     std::path::absolute(&config.source).into_iter().chain(anchors).collect()

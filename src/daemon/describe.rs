@@ -18,12 +18,20 @@ impl EndpointView {
             side: endpoint.side.to_string(),
             mode: mode.to_owned(),
             traffic,
-            attest: attest.as_ref().map(|a| match &a.provider {
-                AttestProvider::Aa { socket } => format!("aa {}", socket.display()),
-                AttestProvider::Sample => "sample".to_owned(),
-            }),
+            attest: attest
+                .as_ref()
+                .map(|a| match &a.provider {
+                    AttestProvider::Aa { socket } => format!("aa {}", socket.display()),
+                    AttestProvider::Asr { addr } => format!("asr {addr}"),
+                    AttestProvider::Sample => "sample".to_owned(),
+                })
+                .map(|from| match attest.as_ref().and_then(|a| a.passport.as_ref()) {
+                    Some(passport) => format!("{from}, passport of {}", passport.service.addr),
+                    None => from,
+                }),
             verify: verify.as_ref().map(|v| match &v.provider {
                 VerifyProvider::As(rest) => format!("as {} ({})", rest.addr, v.policy_ids.join(", ")),
+                VerifyProvider::Anchors(_) => format!("passport ({})", v.policy_ids.join(", ")),
                 VerifyProvider::Sample => "sample".to_owned(),
             }),
             no_ra: attest.is_none() && verify.is_none(),

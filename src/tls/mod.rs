@@ -6,6 +6,7 @@ mod endpoint;
 mod error;
 mod identity;
 mod peer;
+mod providers;
 mod standing;
 mod status;
 
@@ -19,7 +20,7 @@ pub use endpoint::EndpointTls;
 pub use error::ChannelError;
 pub use peer::PeerError;
 pub use standing::{CurrentVerdict, Standing, Withdrawn};
-pub use status::{AttestStatus, PeerStatus, RefusalStatus, TlsStatus, VerifyStatus};
+pub use status::{AttestStatus, FailureStatus, PeerStatus, RefusalStatus, TlsStatus, VerifyStatus};
 
 /// An established tunnel connection whose peer was appraised, if this side verifies.
 pub struct Channel {

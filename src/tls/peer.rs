@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::attest::{Evidence, EvidenceError, RuntimeData, json_contains, x509};
+use crate::attest::{Credential, EvidenceError, RuntimeData, json_contains, x509};
+use crate::config::Model;
 
 /// How far the peer's clock may be ahead of ours when it makes a certificate.
 const SKEW: Duration = Duration::from_secs(300);
@@ -63,16 +64,16 @@ impl PeerError {
 /// A certificate that may be appraised.
 #[derive(Debug)]
 pub struct PeerCertificate {
-    /// Its evidence.
-    pub evidence: Evidence,
-    /// What the evidence must be bound to.
+    /// Evidence or token.
+    pub credential: Credential,
+    /// What it must be bound to.
     pub expected: RuntimeData,
     /// notAfter.
     pub not_after: SystemTime,
 }
 
 /// Takes the certificate apart and checks all that needs no verifier.
-pub fn inspect(der: &[u8], now: SystemTime) -> Result<PeerCertificate, PeerError> {
+pub fn inspect(der: &[u8], model: Model, now: SystemTime) -> Result<PeerCertificate, PeerError> {
     let (rest, cert) = X509Certificate::from_der(der).map_err(|_| PeerError::Malformed)?;
     if !rest.is_empty() {
         return Err(PeerError::Malformed);
@@ -97,11 +98,19 @@ pub fn inspect(der: &[u8], now: SystemTime) -> Result<PeerCertificate, PeerError
     if now + SKEW < not_before {
         return Err(PeerError::NotYetValid);
     }
-    let evidence = Evidence::from_extension(extension.value)?;
+    let credential = Credential::from_extension(extension.value)?;
     let expected = RuntimeData::for_key(cert.public_key().raw);
-    let bound = evidence.runtime_object().ok_or(EvidenceError::Malformed("runtime data is not an object"))?;
-    if !json_contains(&bound.into(), expected.object()) {
-        return Err(PeerError::OtherKey);
+    match (&credential, model) {
+        (Credential::Evidence(evidence), Model::BackgroundCheck) => {
+            let bound = evidence.runtime_object().ok_or(EvidenceError::Malformed("runtime data is not an object"))?;
+            if !json_contains(&bound.into(), expected.object()) {
+                return Err(PeerError::OtherKey);
+            }
+        }
+        // Whom it is bound to counts after its signature.
+        (Credential::Token(_), Model::Passport) => {}
+        (Credential::Token(_), Model::BackgroundCheck) => return Err(EvidenceError::Passport.into()),
+        (Credential::Evidence(_), Model::Passport) => return Err(EvidenceError::BackgroundCheck.into()),
     }
-    Ok(PeerCertificate { evidence, expected, not_after })
+    Ok(PeerCertificate { credential, expected, not_after })
 }

@@ -34,6 +34,7 @@ fn verdict(now: SystemTime, ttl: Duration) -> Arc<Verdict> {
         sample: false,
         appraised_at: now,
         expires_at: now + ttl,
+        ..Verdict::default()
     })
 }
 

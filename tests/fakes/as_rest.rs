@@ -38,6 +38,10 @@ pub enum Mode {
     Silent,
     /// A token that is over.
     Expired,
+    /// Affirms for so many seconds.
+    Short(u64),
+    /// Affirms the TEE and warns of the devices.
+    DeviceWarning,
     /// A token about other runtime data.
     WrongRuntimeData,
     /// A token under another policy.
@@ -127,6 +131,7 @@ struct Shared {
     signer: Signer,
     appraisals: AtomicU64,
     headers: Mutex<String>,
+    body: Mutex<Vec<u8>>,
 }
 
 /// A running service; gone when dropped.
@@ -151,6 +156,7 @@ impl FakeAs {
             signer: Signer::load(),
             appraisals: AtomicU64::new(0),
             headers: Mutex::default(),
+            body: Mutex::default(),
         });
         let s = shared.clone();
         let task = tokio::spawn(async move {
@@ -170,6 +176,10 @@ impl FakeAs {
     /// Requests for an appraisal so far.
     pub fn appraisals(&self) -> u64 {
         self.shared.appraisals.load(Ordering::SeqCst)
+    }
+    /// The newest request for an appraisal.
+    pub fn last_request(&self) -> Value {
+        serde_json::from_slice(&self.shared.body.lock().unwrap()).unwrap_or_default()
     }
     /// Head of the newest request.
     pub fn last_head(&self) -> String {
@@ -197,6 +207,9 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
         }
     }
     *shared.headers.lock().unwrap() = head.clone();
+    if head.starts_with("POST ") {
+        *shared.body.lock().unwrap() = buffer[head_end..].to_vec();
+    }
     let mode = *shared.mode.lock().unwrap();
     let keys = !matches!(mode, Mode::CertificateOnly | Mode::OthersCertificate | Mode::NoAnchors);
     let (status, text) = if head.starts_with("GET /certificate ") && mode == Mode::CertificateOnly {
@@ -238,6 +251,16 @@ fn recorded_body(name: &str) -> String {
     super::text(name).split_once("\n\n").unwrap().1.to_owned()
 }
 
+/// The evidence of a request for `tee`, if its report data is the digest of the runtime data that comes with it.
+fn sampled(request: &Value, tee: &str) -> Option<Value> {
+    let evidence = BASE64_URL_SAFE_NO_PAD.decode(request["evidence"].as_str()?).ok()?;
+    let evidence: Value = serde_json::from_slice(&evidence).ok()?;
+    let claims = request["runtime_data"]["structured"].to_string();
+    let report = BASE64_STANDARD.encode(digest::digest(&digest::SHA384, claims.as_bytes()));
+    let good = request["tee"] == tee && request["runtime_data_hash_algorithm"] == "sha384";
+    (good && evidence["report_data"] == *report).then_some(evidence)
+}
+
 fn attestation(mode: Mode, signer: &Signer, body: &[u8]) -> (&'static str, String) {
     const ERROR: &str = "500 Internal Server Error";
     match mode {
@@ -261,7 +284,14 @@ fn attestation(mode: Mode, signer: &Signer, body: &[u8]) -> (&'static str, Strin
             return ("400 Bad Request", "Json deserialize error: missing field `tee` at line 1 column 9".into());
         }
         (Mode::OldApi, None) => &request,
-        (_, Some(list)) => &list[0],
+        (_, Some(list)) => {
+            for device in list.as_array().into_iter().flatten().skip(1) {
+                if sampled(device, "sampledevice").is_none() {
+                    return (ERROR, recorded_body("as-sample-ERR-tampered-runtime.response.txt"));
+                }
+            }
+            &list[0]
+        }
         (_, None) => {
             return (
                 "400 Bad Request",
@@ -269,15 +299,11 @@ fn attestation(mode: Mode, signer: &Signer, body: &[u8]) -> (&'static str, Strin
             );
         }
     };
-    let evidence = one["evidence"].as_str().and_then(|e| BASE64_URL_SAFE_NO_PAD.decode(e).ok());
-    let Some(evidence) = evidence.and_then(|e| serde_json::from_slice::<Value>(&e).ok()) else {
-        return (ERROR, "An internal error occured: \n0: base64 decode evidence".into());
+    let evidence = match sampled(one, "sample") {
+        Some(evidence) => evidence,
+        None => return (ERROR, recorded_body("as-sample-ERR-tampered-runtime.response.txt")),
     };
     let claims = &one["runtime_data"]["structured"];
-    let report = BASE64_STANDARD.encode(digest::digest(&digest::SHA384, claims.to_string().as_bytes()));
-    if one["tee"] != "sample" || one["runtime_data_hash_algorithm"] != "sha384" || evidence["report_data"] != *report {
-        return (ERROR, recorded_body("as-sample-ERR-tampered-runtime.response.txt"));
-    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let iat = if mode == Mode::Expired { now - 600 } else { now };
     let claims = if mode == Mode::WrongRuntimeData { json!({ "pubkey-hash": "other" }) } else { claims.clone() };
@@ -285,23 +311,36 @@ fn attestation(mode: Mode, signer: &Signer, body: &[u8]) -> (&'static str, Strin
     let policy = if mode == Mode::WrongPolicy { "another".to_owned() } else { policy };
     let status = if let Mode::Status(s) = mode { s } else { "affirming" };
     let padding = if let Mode::Padded(bytes) = mode { "x".repeat(bytes) } else { String::new() };
-    let token = json!({
-        "padding": padding,
-        "eat_profile": "tag:github.com,2024:confidential-containers/Trustee",
-        "iat": iat,
-        "exp": iat + 300,
-        "iss": "CoCo-Attestation-Service",
-        "ear.verifier-id": { "developer": "https://confidentialcontainers.org", "build": "attestation-service 0.1.0" },
-        "submods": { "cpu0": {
+    let submod = |status: &str, tee: &str, claims: &Value, evidence: &Value| {
+        json!({
             "ear.status": status,
             "ear.trustworthiness-vector": { "executables": 2 },
             "ear.appraisal-policy-id": policy,
             "ear.veraison.annotated-evidence": {
                 "report_data": evidence["report_data"],
                 "runtime_data_claims": claims,
-                "sample": { "svn": evidence["svn"], "debug": false },
+                tee: { "svn": evidence["svn"], "debug": false },
             },
-        } },
+        })
+    };
+    let mut submods = serde_json::Map::new();
+    submods.insert("cpu0".into(), submod(status, "sample", &claims, &evidence));
+    let devices = request["verification_requests"].as_array().into_iter().flatten().skip(1);
+    for (n, device) in devices.enumerate() {
+        let status = if mode == Mode::DeviceWarning { "warning" } else { status };
+        let claims = &device["runtime_data"]["structured"];
+        let evidence = sampled(device, "sampledevice").unwrap_or_default();
+        submods.insert(format!("gpu{n}"), submod(status, "sampledevice", claims, &evidence));
+    }
+    let life = if let Mode::Short(seconds) = mode { seconds } else { 300 };
+    let token = json!({
+        "padding": padding,
+        "eat_profile": "tag:github.com,2024:confidential-containers/Trustee",
+        "iat": iat,
+        "exp": iat + life,
+        "iss": "CoCo-Attestation-Service",
+        "ear.verifier-id": { "developer": "https://confidentialcontainers.org", "build": "attestation-service 0.1.0" },
+        "submods": submods,
     });
     let token = if mode == Mode::Stranger { signer.stranger().token(&token) } else { signer.token(&token) };
     ("200 OK", token)

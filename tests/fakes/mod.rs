@@ -4,6 +4,7 @@
 
 pub mod aa;
 pub mod as_rest;
+pub mod asr;
 
 use std::path::PathBuf;
 

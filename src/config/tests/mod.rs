@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::*;
 
+mod attestation;
 mod conflicts;
 mod files;
 mod positions;

@@ -237,7 +237,6 @@ fn secrets_in_headers_are_never_printed() {
 fn what_a_later_version_brings_is_refused_in_its_own_words() {
     let asked = [
         ("ingress[0].verify.as_type", verify("as_addr = \"https://a.example/\"\nas_type = \"grpc\"")),
-        ("ingress[0].verify.model", verify("as_addr = \"https://a.example/\"\nmodel = \"passport\"")),
         ("ingress[0].verify.provider", verify("provider = \"builtin\"")),
         (
             "ingress[0].verify.require_session_binding",
@@ -247,10 +246,6 @@ fn what_a_later_version_brings_is_refused_in_its_own_words() {
         (
             "ingress[0].attest.provider",
             verify("as_addr = \"https://a.example/\"\n[ingress.attest]\nprovider = \"tsm\""),
-        ),
-        (
-            "ingress[0].attest.model",
-            verify("as_addr = \"https://a.example/\"\n[ingress.attest]\nprovider = \"sample\"\nmodel = \"passport\""),
         ),
         ("ingress[0].multiplex", ingress("capture = [{ port = 1 }]").replace("no_ra", "multiplex = true\nno_ra")),
         ("ingress[0].ohttp", format!("{}[ingress.ohttp]\n", ingress("capture = [{ port = 1 }]"))),
