@@ -42,6 +42,17 @@ pub(super) fn check(host: &dyn Host, instance: &Instance, units: &Units) -> Vec<
             Some(AttestProvider::Sample) => samples.push(format!("{} shows", endpoint.name)),
             _ => {}
         }
+        // Its anchors do not matter to this host, its answer does.
+        if let Some(passport) = endpoint.ra.attest.as_ref().and_then(|a| a.passport.as_ref())
+            && services.insert(passport.service.addr.to_string())
+        {
+            found.extend(service(
+                host,
+                &passport.as_verify(),
+                &passport.service,
+                "this side has no token to show: peers refuse it",
+            ));
+        }
         let Some(verify) = &endpoint.ra.verify else { continue };
         if verify.allow_sample || matches!(verify.provider, VerifyProvider::Sample) {
             samples.push(format!("{} accepts", endpoint.name));
@@ -49,7 +60,7 @@ pub(super) fn check(host: &dyn Host, instance: &Instance, units: &Units) -> Vec<
         if let VerifyProvider::As(rest) = &verify.provider
             && services.insert(rest.addr.to_string())
         {
-            found.extend(service(host, verify, rest));
+            found.extend(service(host, verify, rest, "no peer can be appraised: connections that verify are refused"));
         }
     }
     if !sockets.is_empty() {
@@ -133,21 +144,17 @@ fn denied(socket: &str, user: &str, name: &str, proxied: bool) -> Finding {
         .fix(fix)
 }
 
-fn service(host: &dyn Host, verify: &Verify, rest: &AsRest) -> Vec<Finding> {
+fn service(host: &dyn Host, verify: &Verify, rest: &AsRest, why: &str) -> Vec<Finding> {
     let addr = &rest.addr;
-    let seen = match host.service(verify, rest) {
-        Ok(seen) => seen,
-        Err(e) => {
-            return vec![
-                Finding::error(Check::AsAnswer, format!("{addr}: {e} [{}]", e.reason()))
-                    .why("no peer can be appraised: connections that verify are refused")
-                    .fix(format!(
-                        "curl -v {}  # and correct as_addr, trusted_certs or the way there",
-                        signer_url(rest)
-                    )),
-            ];
-        }
-    };
+    let seen =
+        match host.service(verify, rest) {
+            Ok(seen) => seen,
+            Err(e) => {
+                return vec![Finding::error(Check::AsAnswer, format!("{addr}: {e} [{}]", e.reason())).why(why).fix(
+                    format!("curl -v {}  # and correct as_addr, trusted_certs or the way there", signer_url(rest)),
+                )];
+            }
+        };
     let mut found = vec![Finding::ok(Check::AsAnswer, format!("{addr} answers; anchors: {}", seen.anchors))];
     if let Some(date) = seen.date {
         let now = host.now();
