@@ -248,7 +248,7 @@ async fn all_streams_of_an_http2_tunnel_end_with_its_peer() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_that_changes_nothing_keeps_connections_and_forgets_verdicts() {
     let service = FakeAs::start("127.0.0.1:0", AFFIRMING).await;
-    let (_egress, target) = plane("out", Side::Egress, echo().await, Ra { attest: Some(attest()), verify: None });
+    let (egress, target) = plane("out", Side::Egress, echo().await, Ra { attest: Some(attest()), verify: None });
     let (mut endpoint, listener) = mapping("in", Side::Ingress, target, limits());
     endpoint.ra = Ra { attest: None, verify: Some(verify(&service, Duration::from_secs(300))) };
     let entry = listener.local;
@@ -266,4 +266,8 @@ async fn a_reload_that_changes_nothing_keeps_connections_and_forgets_verdicts() 
     let mut new = TcpStream::connect(entry).await.expect("connect");
     reset(&mut new).await;
     assert_eq!(service.appraisals(), 2, "the old verdict was used again");
+    let metrics = egress.metrics_text().expect("metrics");
+    for line in ["tng_evidence_age_seconds{endpoint=\"out\",side=\"egress\"} ", "event=\"evidence-failed\"} 0"] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
 }

@@ -68,7 +68,11 @@ impl AaAttester {
 
     async fn call<T: Message + Default>(&self, method: &str, request: &impl Message) -> Result<T, AttestError> {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        let payload = self.client.call(SERVICE, method, request, self.deadline).await?;
+        let payload = match self.client.call(SERVICE, method, request, self.deadline).await {
+            // The agent's own timer, which was told our deadline, ran out first.
+            Err(AttestError::AaError { code: ttrpc::DEADLINE_EXCEEDED, .. }) => return Err(AttestError::AaTimeout),
+            other => other?,
+        };
         T::decode(&payload[..]).map_err(|_| AttestError::AaGarbage("a payload that is not protobuf"))
     }
 

@@ -52,6 +52,15 @@ impl AsrAttester {
         Ok(Self { client, base, additional, deadline, calls: AtomicU64::new(0) })
     }
 
+    /// The agent's TEE: the cheap call that shows that it answers.
+    ///
+    /// # Errors
+    /// The server cannot be reached, is too old, or does not answer within the deadline.
+    pub async fn tee_type(&self) -> Result<String, AttestError> {
+        let tee = self.within(self.tee()).await?;
+        if agent::is_tee_name(&tee) { Ok(tee) } else { Err(AttestError::AaGarbage("no name of a TEE")) }
+    }
+
     async fn get(&self, path: &str) -> Result<(StatusCode, Bytes), AttestError> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let unreachable = |why: &dyn std::fmt::Display| AttestError::AaUnreachable(format!("{}: {why}", self.base));

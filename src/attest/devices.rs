@@ -106,6 +106,7 @@ fn without(mut runtime_data: Map<String, Value>) -> Map<String, Value> {
 mod tests {
     use super::*;
     use crate::attest::RuntimeData;
+    use proptest::prelude::*;
 
     const ONE: &str = r#"{"sampledevice":{"report_data":"AQI=","svn":"2"}}"#;
 
@@ -149,5 +150,18 @@ mod tests {
             assert!(Devices::parse(bad.as_bytes()).is_err(), "{bad}");
         }
         assert!(Devices::parse(&[0xff, 0xfe]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_of_a_peer_panic(text in "\\PC{0,80}", bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let _ = Devices::parse(&bytes);
+            let _ = Devices::parse(text.as_bytes());
+            let naming = RuntimeData::for_key(b"key").with_devices(text.as_bytes());
+            let found = bound(&shown(&naming, Some(&text)));
+            prop_assert_eq!(found.is_ok(), Devices::parse(text.as_bytes()).is_ok());
+            let other = Evidence { additional: Some(bytes.clone()), ..shown(&naming, None) };
+            prop_assert!(bytes == text.as_bytes() || bound(&other).is_err());
+        }
     }
 }

@@ -14,6 +14,8 @@ use tokio::sync::Mutex;
 use self::connection::{CallError, Connection};
 use super::AttestError;
 
+/// gRPC code of a call that took longer than the deadline it came with.
+pub const DEADLINE_EXCEEDED: i32 = 4;
 /// gRPC code of a method the server does not have.
 pub const UNIMPLEMENTED: i32 = 12;
 /// gRPC code some servers answer instead (declared, not implemented).

@@ -1,6 +1,6 @@
 //! An endpoint's configuration in the words of `status`.
 
-use crate::config::{AttestProvider, Endpoint, Mapping, Match, Mode, Netfilter, Side, VerifyProvider};
+use crate::config::{AttestProvider, Endpoint, Mapping, Match, Mode, Model, Netfilter, Side, VerifyProvider};
 
 use super::stats::EndpointStats;
 use super::status::EndpointView;
@@ -30,6 +30,9 @@ impl EndpointView {
                     None => from,
                 }),
             verify: verify.as_ref().map(|v| match &v.provider {
+                VerifyProvider::As(rest) if v.model == Model::Passport => {
+                    format!("passport ({}), anchors of {}", v.policy_ids.join(", "), rest.addr)
+                }
                 VerifyProvider::As(rest) => format!("as {} ({})", rest.addr, v.policy_ids.join(", ")),
                 VerifyProvider::Anchors(_) => format!("passport ({})", v.policy_ids.join(", ")),
                 VerifyProvider::Sample => "sample".to_owned(),

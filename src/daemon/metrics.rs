@@ -45,8 +45,12 @@ struct EventLabels {
 }
 
 /// Counters in a tunnel's status and the events they count.
-const ATTESTATION_EVENTS: [(&str, &str); 3] =
-    [("as_calls", "as-request"), ("aa_calls", "aa-request"), ("cache_hits", "verdict-reused")];
+const ATTESTATION_EVENTS: [(&str, &str); 4] = [
+    ("/as_calls", "as-request"),
+    ("/aa_calls", "aa-request"),
+    ("/cache_hits", "verdict-reused"),
+    ("/attest/failures", "evidence-failed"),
+];
 
 /// All metrics of the process.
 pub struct Metrics {
@@ -56,6 +60,7 @@ pub struct Metrics {
     refused: Family<ReasonLabels, Counter>,
     accept_errors: Family<ReasonLabels, Counter>,
     active: Family<EndpointLabels, Gauge>,
+    evidence_age: Family<EndpointLabels, Gauge>,
     bytes: Family<DirectionLabels, Counter>,
     handshake: Family<EndpointLabels, Histogram, fn() -> Histogram>,
 }
@@ -69,6 +74,7 @@ impl Metrics {
             refused: Family::default(),
             accept_errors: Family::default(),
             active: Family::default(),
+            evidence_age: Family::default(),
             attestation: Family::default(),
             bytes: Family::default(),
             handshake: Family::new_with_constructor(|| Histogram::new(HANDSHAKE_BUCKETS)),
@@ -83,6 +89,12 @@ impl Metrics {
             new.attestation.clone(),
         );
         registry.register("connections_active", "Connections open now", new.active.clone());
+        registry.register_with_unit(
+            "evidence_age",
+            "Age of the evidence that this side shows",
+            Unit::Seconds,
+            new.evidence_age.clone(),
+        );
         registry.register_with_unit(
             "relayed",
             "Application bytes relayed, by direction",
@@ -121,10 +133,14 @@ impl Metrics {
     /// Takes over what a tunnel counts itself. A counter it does not have is not shown.
     pub fn attestation(&self, endpoint: &str, side: Side, status: &serde_json::Value) {
         for (field, event) in ATTESTATION_EVENTS {
-            if let Some(count) = status.get(field).and_then(serde_json::Value::as_u64) {
+            if let Some(count) = status.pointer(field).and_then(serde_json::Value::as_u64) {
                 let labels = EventLabels { endpoint: endpoint.to_owned(), side: side.to_string(), event };
                 self.attestation.get_or_create(&labels).inner().store(count, Ordering::Relaxed);
             }
+        }
+        if let Some(age) = status.pointer("/attest/evidence_age").and_then(serde_json::Value::as_i64) {
+            let labels = EndpointLabels { endpoint: endpoint.to_owned(), side: side.to_string() };
+            self.evidence_age.get_or_create(&labels).set(age);
         }
     }
 

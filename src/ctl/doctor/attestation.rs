@@ -34,10 +34,15 @@ pub(super) fn check(host: &dyn Host, instance: &Instance, units: &Units) -> Vec<
     let mut found = Vec::new();
     let (mut sockets, mut services) = (BTreeSet::new(), BTreeSet::new());
     let mut samples = Vec::new();
+    let mut has_agent = false;
     for endpoint in &config.endpoints {
         match endpoint.ra.attest.as_ref().map(|a| &a.provider) {
             Some(AttestProvider::Aa { socket }) if sockets.insert(socket.clone()) => {
                 found.extend(agent(host, socket, &instance.name, units));
+            }
+            Some(AttestProvider::Asr { addr }) if services.insert(addr.to_string()) => {
+                has_agent = true;
+                found.extend(api_server(host, addr, &instance.name));
             }
             Some(AttestProvider::Sample) => samples.push(format!("{} shows", endpoint.name)),
             _ => {}
@@ -63,7 +68,7 @@ pub(super) fn check(host: &dyn Host, instance: &Instance, units: &Units) -> Vec<
             found.extend(service(host, verify, rest, "no peer can be appraised: connections that verify are refused"));
         }
     }
-    if !sockets.is_empty() {
+    if has_agent || !sockets.is_empty() {
         found.push(tee(host));
     }
     if !samples.is_empty() {
@@ -127,6 +132,27 @@ fn agent(host: &dyn Host, socket: &Path, name: &str, units: &Units) -> Vec<Findi
         }
     }
     found
+}
+
+/// The agent behind CoCo's API server.
+fn api_server(host: &dyn Host, addr: &url::Url, name: &str) -> Vec<Finding> {
+    match host.api_server(addr) {
+        Ok(tee) => {
+            let mut found = vec![Finding::ok(Check::AaAnswer, format!("{addr} answers, its agent's TEE is {tee}"))];
+            if crate::attest::is_sample_tee(&tee) {
+                found.push(
+                    Finding::warning(Check::Tee, format!("the agent's TEE is {tee}"))
+                        .why("it proves nothing; peers refuse it unless they allow the sample TEE"),
+                );
+            }
+            found
+        }
+        Err(e) => vec![
+            Finding::error(Check::AaAnswer, format!("{addr}: {e} [{}]", e.reason()))
+                .why("no evidence can be made without the agent: peers that verify are refused")
+                .fix(format!("curl -v {addr}info  # start or update api-server-rest, or correct asr_addr of {name}")),
+        ],
+    }
 }
 
 /// The packaged way: the proxy, and the address of it in the configuration.
