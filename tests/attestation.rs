@@ -17,7 +17,7 @@ use tng::tls::{EndpointTls, Peer};
 const AFFIRMING: As = As::Status("affirming");
 
 fn attest_aa(socket: &std::path::Path) -> Attest {
-    Attest { provider: AttestProvider::Aa { socket: socket.into() }, refresh_interval: Duration::from_secs(600) }
+    Attest { provider: AttestProvider::Aa { socket: socket.into() }, ..attest_sample() }
 }
 
 fn verify_as(service: &FakeAs, trusted: bool) -> Verify {

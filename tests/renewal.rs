@@ -28,7 +28,12 @@ const REFUSING: As = As::Status("contraindicated");
 const TTL: Duration = Duration::from_secs(2);
 
 fn attest() -> Attest {
-    Attest { provider: AttestProvider::Sample, refresh_interval: Duration::from_secs(600) }
+    Attest {
+        provider: AttestProvider::Sample,
+        refresh_interval: Duration::from_secs(600),
+        additional_evidence: false,
+        passport: None,
+    }
 }
 
 fn verify(service: &FakeAs, verdict_ttl: Duration) -> Verify {
@@ -41,6 +46,7 @@ fn verify(service: &FakeAs, verdict_ttl: Duration) -> Verify {
         policy_ids: vec!["default".into()],
         allow_sample: true,
         verdict_ttl,
+        model: tng::config::Model::BackgroundCheck,
     }
 }
 
@@ -236,4 +242,31 @@ async fn all_streams_of_an_http2_tunnel_end_with_its_peer() {
     }
     eventually("records", || ended(&egress, "token-status-contraindicated") == 3).await;
     let _ = timeout(Duration::from_secs(5), carrier).await.expect("the carrier is closed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_that_changes_nothing_keeps_connections_and_forgets_verdicts() {
+    let service = FakeAs::start("127.0.0.1:0", AFFIRMING).await;
+    let (egress, target) = plane("out", Side::Egress, echo().await, Ra { attest: Some(attest()), verify: None });
+    let (mut endpoint, listener) = mapping("in", Side::Ingress, target, limits());
+    endpoint.ra = Ra { attest: None, verify: Some(verify(&service, Duration::from_secs(300))) };
+    let entry = listener.local;
+    let ingress = serve(endpoint.clone(), listener);
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(entry).await.expect("connect");
+        assert!(alive(&mut stream).await);
+        open.push(stream);
+    }
+    assert_eq!(service.appraisals(), 1);
+    service.set(REFUSING);
+    ingress.reload(&config(vec![endpoint]), ingress.listeners().expect("duplicates")).expect("reload");
+    assert!(alive(&mut open[0]).await, "an open connection was cut");
+    let mut new = TcpStream::connect(entry).await.expect("connect");
+    reset(&mut new).await;
+    assert_eq!(service.appraisals(), 2, "the old verdict was used again");
+    let metrics = egress.metrics_text().expect("metrics");
+    for line in ["tng_evidence_age_seconds{endpoint=\"out\",side=\"egress\"} ", "event=\"evidence-failed\"} 0"] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
 }

@@ -187,7 +187,7 @@ async fn while_the_agent_is_away_bound_sessions_go_on_and_new_ones_are_refused_w
     let dir = tempfile::tempdir().unwrap();
     let agent = FakeAa::start(&dir.path().join("aa.sock"), Aa::Good);
     let provider = AttestProvider::Aa { socket: agent.socket.clone() };
-    let attest = Attest { provider, refresh_interval: Duration::from_secs(600) };
+    let attest = Attest { provider, ..attest_sample() };
     let (known, stranger, server) =
         (endpoint(client_side()), endpoint(client_side()), endpoint(ra(Some(attest), None)));
     meet(&known, &server).await.0.unwrap();

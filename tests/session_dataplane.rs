@@ -20,7 +20,12 @@ const TNG1: &[&str] = &["tng/1"];
 const REQUEST: &[u8] = b"GET /secret HTTP/1.1\r\n\r\n";
 
 fn attest() -> Attest {
-    Attest { provider: AttestProvider::Sample, refresh_interval: Duration::from_secs(600) }
+    Attest {
+        provider: AttestProvider::Sample,
+        refresh_interval: Duration::from_secs(600),
+        additional_evidence: false,
+        passport: None,
+    }
 }
 
 fn verify() -> Verify {
@@ -29,6 +34,7 @@ fn verify() -> Verify {
         policy_ids: vec!["default".into()],
         allow_sample: true,
         verdict_ttl: Duration::from_secs(300),
+        model: Model::BackgroundCheck,
     }
 }
 

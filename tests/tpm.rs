@@ -238,10 +238,7 @@ fn helper_process(stream: UnixStream, tpm: &Path) -> std::process::Child {
 }
 
 fn through(socket: &Path, provider: HostProvider) -> Attest {
-    Attest {
-        provider: AttestProvider::Helper { socket: socket.into(), provider },
-        refresh_interval: Duration::from_secs(600),
-    }
+    Attest { provider: AttestProvider::Helper { socket: socket.into(), provider }, ..attest_sample() }
 }
 
 fn builtin(references: Vec<Reference>) -> Verify {
@@ -290,10 +287,7 @@ async fn a_tunnel_attests_with_a_tpm_through_the_helper_and_refuses_a_stranger()
     let nobody = endpoint(ra(Some(through(&dir.path().join("none"), HostProvider::Tpm)), None));
     assert_eq!(refusal(meet(&client, &nobody).await.1), "evidence-helper-unreachable");
 
-    let direct = Attest {
-        provider: AttestProvider::Direct(HostSource::Tpm(tpm.settings(ECC))),
-        refresh_interval: Duration::from_secs(600),
-    };
+    let direct = Attest { provider: AttestProvider::Direct(HostSource::Tpm(tpm.settings(ECC))), ..attest_sample() };
     meet(&client, &endpoint(ra(Some(direct), None))).await.0.expect("with the rights, without the helper");
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use prost::Message;
 
+use super::agent::{self, Agent};
 use super::ttrpc::{self, Client};
 use super::{AttestError, Attester, Evidence, RuntimeData};
 
@@ -34,23 +35,44 @@ struct GetTeeTypeResponse {
     tee: String,
 }
 
-/// Asks an agent for the evidence of its TEE. Device evidence is not asked for: the only way TNG has for it
-/// leaves it unbound to the key.
+#[derive(Clone, PartialEq, Message)]
+struct GetAdditionalEvidenceRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    runtime_data: Vec<u8>,
+}
+
+/// Asks an agent for the evidence of its TEE and, when told to, of its devices.
 pub struct AaAttester {
     client: Client,
+    additional: bool,
     deadline: Duration,
     calls: AtomicU64,
+}
+
+/// Whether the agent does not have the method.
+fn lacks(answer: &AttestError) -> bool {
+    matches!(answer, AttestError::AaError { code: ttrpc::UNIMPLEMENTED | ttrpc::NOT_FOUND, .. })
 }
 
 impl AaAttester {
     /// An attester over the agent at `socket`; `deadline` bounds all calls of one piece of evidence together.
     pub fn new(socket: &Path, deadline: Duration) -> Self {
-        Self { client: Client::new(socket), deadline, calls: AtomicU64::new(0) }
+        Self { client: Client::new(socket), additional: false, deadline, calls: AtomicU64::new(0) }
+    }
+
+    /// Whether it asks for the devices' evidence too; an agent that has none is then an error.
+    #[must_use]
+    pub fn with_additional(self, additional: bool) -> Self {
+        Self { additional, ..self }
     }
 
     async fn call<T: Message + Default>(&self, method: &str, request: &impl Message) -> Result<T, AttestError> {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        let payload = self.client.call(SERVICE, method, request).await?;
+        let payload = match self.client.call(SERVICE, method, request, self.deadline).await {
+            // The agent's own timer, which was told our deadline, ran out first.
+            Err(AttestError::AaError { code: ttrpc::DEADLINE_EXCEEDED, .. }) => return Err(AttestError::AaTimeout),
+            other => other?,
+        };
         T::decode(&payload[..]).map_err(|_| AttestError::AaGarbage("a payload that is not protobuf"))
     }
 
@@ -63,21 +85,31 @@ impl AaAttester {
     /// # Errors
     /// The agent cannot be reached, is too old, or does not answer within the deadline.
     pub async fn tee_type(&self) -> Result<String, AttestError> {
-        self.within(self.tee()).await
+        let tee = self.within(self.tee()).await?;
+        if agent::is_tee_name(&tee) { Ok(tee) } else { Err(AttestError::AaGarbage("no name of a TEE")) }
     }
+}
 
+#[async_trait]
+impl Agent for AaAttester {
     async fn tee(&self) -> Result<String, AttestError> {
         let answer: Result<GetTeeTypeResponse, _> = self.call("GetTeeType", &GetTeeTypeRequest {}).await;
         match answer {
-            Err(AttestError::AaError { code: ttrpc::UNIMPLEMENTED | ttrpc::NOT_FOUND, .. }) => {
-                Err(AttestError::AaNoTeeType)
-            }
-            Err(e) => Err(e),
-            Ok(GetTeeTypeResponse { tee }) => {
-                let legal =
-                    (1..=32).contains(&tee.len()) && tee.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-                if legal { Ok(tee) } else { Err(AttestError::AaGarbage("no name of a TEE")) }
-            }
+            Err(e) if lacks(&e) => Err(AttestError::AaNoTeeType),
+            other => other.map(|r| r.tee),
+        }
+    }
+
+    async fn evidence_over(&self, report_data: &[u8]) -> Result<Vec<u8>, AttestError> {
+        let request = GetEvidenceRequest { runtime_data: report_data.to_vec() };
+        self.call("GetEvidence", &request).await.map(|r: GetEvidenceResponse| r.evidence)
+    }
+
+    async fn devices_over(&self, report_data: &[u8]) -> Result<Vec<u8>, AttestError> {
+        let request = GetAdditionalEvidenceRequest { runtime_data: report_data.to_vec() };
+        match self.call("GetAdditionalEvidence", &request).await {
+            Err(e) if lacks(&e) => Ok(Vec::new()),
+            other => other.map(|r: GetEvidenceResponse| r.evidence),
         }
     }
 }
@@ -85,22 +117,7 @@ impl AaAttester {
 #[async_trait]
 impl Attester for AaAttester {
     async fn evidence(&self, runtime_data: &RuntimeData) -> Result<Evidence, AttestError> {
-        let request = GetEvidenceRequest { runtime_data: runtime_data.digest().to_vec() };
-        self.within(async {
-            // First, since it is cheap: an agent too old to tell makes no quote in vain.
-            let tee = self.tee().await?;
-            let answer: GetEvidenceResponse = self.call("GetEvidence", &request).await?;
-            if answer.evidence.is_empty() {
-                return Err(AttestError::AaGarbage("empty evidence"));
-            }
-            Ok(Evidence {
-                tee,
-                evidence: answer.evidence,
-                additional: None,
-                runtime_data: runtime_data.canonical().into(),
-            })
-        })
-        .await
+        self.within(agent::evidence(self, runtime_data, self.additional)).await
     }
     fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)

@@ -50,6 +50,16 @@ impl RuntimeData {
         Self { canonical, object }
     }
 
+    /// The same, naming the evidence of devices `text` ([`Devices`](super::Devices)).
+    #[must_use]
+    pub fn with_devices(&self, text: &[u8]) -> Self {
+        let mut object = self.object.clone();
+        super::devices::name_in(&mut object, text);
+        // serde_json sorts members; names and values are plain ASCII.
+        let canonical = Value::Object(object.clone()).to_string();
+        Self { canonical, object }
+    }
+
     /// The canonical JSON text.
     pub fn canonical(&self) -> &str {
         &self.canonical

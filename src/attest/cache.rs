@@ -46,10 +46,13 @@ impl Drop for Landing {
         let outcome = self.outcome.take().unwrap_or(Err(VerifyError::Internal));
         {
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            match &outcome {
-                Ok(verdict) => slots.insert(self.key, Slot::Ready(verdict.clone())),
-                Err(_) => slots.remove(&self.key),
-            };
+            // Not ours any more when the cache was cleared meanwhile.
+            if matches!(slots.get(&self.key), Some(Slot::Flight(rx)) if rx.same_channel(&self.tell.subscribe())) {
+                match &outcome {
+                    Ok(verdict) => slots.insert(self.key, Slot::Ready(verdict.clone())),
+                    Err(_) => slots.remove(&self.key),
+                };
+            }
         }
         self.tell.send_replace(Some(outcome));
     }
@@ -73,6 +76,12 @@ impl VerdictCache {
         if !under_way && (slots.contains_key(&key) || make_room(&mut slots, self.capacity, self.clock.now()).is_ok()) {
             slots.insert(key, Slot::Ready(verdict));
         }
+    }
+
+    /// Forgets all verdicts. Appraisals under way answer those who wait, and are not kept.
+    pub fn clear(&self) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.clear();
     }
 
     /// Forgets the verdict for `key`: the peer was refused since.
@@ -159,15 +168,16 @@ mod tests {
             claims: Default::default(),
             appraised_at: now,
             expires_at: ends,
+            ..Verdict::default()
         }
     }
 
     #[tokio::test]
-    async fn a_hundred_at_once_cause_one_appraisal() {
+    async fn a_thousand_at_once_cause_one_appraisal() {
         let cache = Arc::new(VerdictCache::new(8, Arc::new(SystemClock)));
         let calls = Arc::new(AtomicU64::new(0));
         let (open, gate) = watch::channel(false);
-        let tasks: Vec<_> = (0..100)
+        let tasks: Vec<_> = (0..1000)
             .map(|_| {
                 let (cache, calls, mut gate) = (cache.clone(), calls.clone(), gate.clone());
                 tokio::spawn(async move {
@@ -217,6 +227,35 @@ mod tests {
             cache.put(key(n), Arc::new(verdict(60)));
         }
         assert_eq!(cache.slots.lock().unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_cleared_cache_keeps_nothing_not_even_what_is_under_way() {
+        let cache = Arc::new(VerdictCache::new(8, Arc::new(SystemClock)));
+        cache.put(key(2), Arc::new(verdict(60)));
+        let (open, gate) = watch::channel(false);
+        let wait = |mut gate: watch::Receiver<bool>| async move {
+            gate.wait_for(|g| *g).await.unwrap();
+            Ok(verdict(60))
+        };
+        let (asked, started) = tokio::sync::oneshot::channel();
+        let first = {
+            let (cache, gate) = (cache.clone(), gate.clone());
+            tokio::spawn(async move {
+                let work = || {
+                    asked.send(()).unwrap();
+                    wait(gate)
+                };
+                cache.get(key(1), work).await
+            })
+        };
+        started.await.unwrap();
+        cache.clear();
+        open.send(true).unwrap();
+        assert!(first.await.unwrap().is_ok(), "who waited is answered");
+        for n in [1, 2] {
+            assert_eq!(cache.get(key(n), || async { Err(VerifyError::AsTimeout) }).await, Err(VerifyError::AsTimeout));
+        }
     }
 
     #[tokio::test]

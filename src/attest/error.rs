@@ -29,6 +29,15 @@ pub enum AttestError {
     /// The host's own evidence could not be made.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// The API server in front of the agent does not have what is needed.
+    #[error("the CoCo API server is too old: {0}; update it")]
+    AsrTooOld(&'static str),
+    /// Device evidence is asked for, and the agent has none.
+    #[error("attest.additional_evidence = true, and the attestation agent has no evidence of a device")]
+    AaNoDevices,
+    /// No token could be had for the evidence.
+    #[error("no token for this side's evidence: {0}")]
+    Passport(VerifyError),
     /// Key or certificate could not be made.
     #[error("certificate could not be made: {0}")]
     Certificate(String),
@@ -47,6 +56,9 @@ impl AttestError {
             Self::AaNoTeeType => "aa-no-tee-type",
             Self::AaGarbage(_) => "aa-garbage",
             Self::Host(e) => e.reason(),
+            Self::AsrTooOld(_) => "asr-too-old",
+            Self::AaNoDevices => "aa-no-devices",
+            Self::Passport(e) => e.reason(),
             Self::Certificate(_) => "certificate-failed",
             Self::Pending => "evidence-pending",
         }
@@ -89,6 +101,9 @@ pub enum VerifyError {
     /// The evidence cannot be read.
     #[error("the evidence is malformed: {0}")]
     Malformed(&'static str),
+    /// The devices' evidence is not what the TEE's evidence vouches for.
+    #[error("the evidence names evidence of devices, and {0}")]
+    Devices(&'static str),
     /// The attestation service could not be reached.
     #[error("attestation service unreachable: {0}")]
     AsUnreachable(String),
@@ -212,6 +227,7 @@ impl VerifyError {
                 | Self::Tpm(_)
                 | Self::ReportData
                 | Self::Malformed(_)
+                | Self::Devices(_)
                 | Self::AsRejected(_)
                 | Self::TokenRuntimeData
                 | Self::TokenStatusNone(_)
@@ -228,6 +244,7 @@ impl VerifyError {
             Self::Tpm(e) => e.reason(),
             Self::ReportData => "evidence-report-data",
             Self::Malformed(_) => "evidence-malformed",
+            Self::Devices(_) => "evidence-devices",
             Self::AsUnreachable(_) => "as-unreachable",
             Self::AsTls(_) => "as-tls",
             Self::AsTimeout => "as-timeout",

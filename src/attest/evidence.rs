@@ -7,9 +7,9 @@ use serde_json::Map;
 pub const EVIDENCE_OID: &[u64] = &[2, 23, 133, 5, 4, 9];
 
 /// CBOR tag of CoCo evidence (background check).
-const TAG_EVIDENCE: u64 = 0xC0_C000;
+pub(super) const TAG_EVIDENCE: u64 = 0xC0_C000;
 /// CBOR tag of a CoCo AS token (passport).
-const TAG_TOKEN: u64 = 0xC0_C001;
+pub(super) const TAG_TOKEN: u64 = 0xC0_C001;
 /// IANA named-information id of SHA-384, the only hash TNG uses for runtime data.
 const SHA384_ID: u8 = 7;
 /// Longest runtime data taken from a peer, bytes.
@@ -22,7 +22,7 @@ pub struct Evidence {
     pub tee: String,
     /// The TEE's evidence, bytes as the attester returned them (normally JSON text).
     pub evidence: Vec<u8>,
-    /// Evidence of devices, JSON; this version makes none and asks for no appraisal of it.
+    /// Evidence of devices, JSON ([`Devices`](super::Devices)).
     pub additional: Option<Vec<u8>>,
     /// The JSON text whose SHA-384 is the report data.
     pub runtime_data: String,
@@ -38,8 +38,17 @@ pub enum EvidenceError {
     #[error("evidence tag {0:#x} is unknown")]
     UnknownTag(u64),
     /// A token instead of evidence.
-    #[error("the peer shows a token (passport); this side does background check")]
+    #[error(
+        "the peer shows a token (its attest.model is passport), this side wants evidence (its verify.model is \
+         background_check): set both to the same"
+    )]
     Passport,
+    /// Evidence instead of a token.
+    #[error(
+        "the peer shows evidence (its attest.model is background_check), this side wants a token (its verify.model \
+         is passport): set both to the same"
+    )]
+    BackgroundCheck,
     /// Runtime data hashed with something other than SHA-384.
     #[error("runtime data hash algorithm is not SHA-384")]
     HashAlgorithm,
@@ -52,6 +61,7 @@ impl EvidenceError {
             Self::Malformed(_) => "peer-evidence-malformed",
             Self::UnknownTag(_) => "peer-evidence-unknown-tag",
             Self::Passport => "peer-evidence-passport",
+            Self::BackgroundCheck => "peer-evidence-background-check",
             Self::HashAlgorithm => "peer-evidence-hash",
         }
     }
@@ -75,6 +85,25 @@ fn one_item(bytes: &[u8]) -> Result<Value, EvidenceError> {
     if rest.is_empty() { Ok(value) } else { Err(EvidenceError::Malformed("bytes after the CBOR item")) }
 }
 
+/// The tag around an array of two byte strings. The second, the claims buffer, is deprecated and always empty.
+pub(super) fn tagged(tag: u64, inner: Vec<u8>) -> Vec<u8> {
+    let pair = Value::Array(vec![Value::Bytes(inner), Value::Bytes(Vec::new())]);
+    to_vec(&Value::Tag(tag, Box::new(pair)))
+}
+
+/// Tag and first byte string of the same.
+pub(super) fn untagged(bytes: &[u8]) -> Result<(u64, Vec<u8>), EvidenceError> {
+    let Value::Tag(tag, item) = one_item(bytes)? else { return Err(EvidenceError::Malformed("no tag")) };
+    if tag != TAG_EVIDENCE && tag != TAG_TOKEN {
+        return Err(EvidenceError::UnknownTag(tag));
+    }
+    let Ok([Value::Bytes(inner), Value::Bytes(_)]) = <[Value; 2]>::try_from(item.into_array().unwrap_or_default())
+    else {
+        return Err(EvidenceError::Malformed("not an array of two byte strings"));
+    };
+    Ok((tag, inner))
+}
+
 impl Evidence {
     /// Value of the certificate extension.
     pub fn to_extension(&self) -> Vec<u8> {
@@ -85,24 +114,20 @@ impl Evidence {
             ("aa_runtime_data", Value::Text(self.runtime_data.clone())),
             ("aa_runtime_data_hash_algo", Value::from(SHA384_ID)),
         ]);
-        // The second element, the claims buffer, is deprecated and always empty.
-        let pair = Value::Array(vec![Value::Bytes(inner), Value::Bytes(Vec::new())]);
-        to_vec(&Value::Tag(TAG_EVIDENCE, Box::new(pair)))
+        tagged(TAG_EVIDENCE, inner)
     }
 
     /// Reads the certificate extension's value.
     pub fn from_extension(bytes: &[u8]) -> Result<Self, EvidenceError> {
-        let Value::Tag(tag, item) = one_item(bytes)? else { return Err(EvidenceError::Malformed("no tag")) };
-        match tag {
-            TAG_EVIDENCE => {}
-            TAG_TOKEN => return Err(EvidenceError::Passport),
-            other => return Err(EvidenceError::UnknownTag(other)),
+        match untagged(bytes)? {
+            (TAG_EVIDENCE, inner) => Self::from_inner(&inner),
+            (TAG_TOKEN, _) => Err(EvidenceError::Passport),
+            (other, _) => Err(EvidenceError::UnknownTag(other)),
         }
-        let Ok([Value::Bytes(inner), Value::Bytes(_)]) = <[Value; 2]>::try_from(item.into_array().unwrap_or_default())
-        else {
-            return Err(EvidenceError::Malformed("not an array of two byte strings"));
-        };
-        let fields = one_item(&inner)?.into_map().map_err(|_| EvidenceError::Malformed("not a map"))?;
+    }
+
+    pub(super) fn from_inner(bytes: &[u8]) -> Result<Self, EvidenceError> {
+        let fields = one_item(bytes)?.into_map().map_err(|_| EvidenceError::Malformed("not a map"))?;
         Self::from_fields(fields)
     }
 

@@ -1,15 +1,21 @@
 //! Evidence of this side, appraisal of the peer's, and the verdict both end in.
 
 mod aa;
+mod agent;
 mod anchors;
+mod asr;
 mod binding;
 pub mod builtin;
 mod cache;
+mod claims;
 mod clock;
+mod credential;
+mod devices;
 mod error;
 mod evidence;
 pub mod host;
 mod jwk;
+mod passport;
 mod sample;
 mod service;
 mod token;
@@ -18,22 +24,26 @@ mod ttrpc;
 pub mod x509;
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 
 pub use aa::AaAttester;
+pub use asr::AsrAttester;
 pub(crate) use binding::{EXPORTER, NONCE, PUBKEY_HASH};
 pub use binding::{RuntimeData, json_contains};
 pub(crate) use builtin::collateral_problem;
 pub use builtin::{BuiltinError, BuiltinVerifier};
 pub use cache::{CacheKey, VerdictCache};
 pub use clock::{Clock, SystemClock};
+pub use credential::Credential;
+pub use devices::Devices;
 pub use error::{AsStatus, AttestError, VerifyError};
 pub use evidence::{EVIDENCE_OID, Evidence, EvidenceError};
+pub use passport::{PassportAttester, TokenIssuer, TokenVerifier};
 pub use sample::{SampleAttester, SampleVerifier, is_sample_tee};
 pub use service::{AsSeen, AsVerifier, ServiceStatus};
-pub(crate) use token::LEEWAY as TOKEN_LEEWAY;
+pub(crate) use token::{LEEWAY as TOKEN_LEEWAY, glance as token_glance};
 
 /// What an appraisal found. Every way of appraising ends in this one type.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -48,7 +58,11 @@ pub struct Verdict {
     pub trust_anchor: String,
     /// Whether the TEE is one that proves nothing (`sample`, `sampledevice`).
     pub sample: bool,
-    /// What the evidence says of the peer: measurements, versions. Bounded, printable.
+    /// What the appraisal ended in, by its AR4SI word: `affirming`.
+    pub status: String,
+    /// Devices that were appraised together with the TEE and are bound to the same key, by kbs-types name.
+    pub devices: Vec<String>,
+    /// What the appraisal found, for people: at most 32 claims of the TEE, printable, shortened.
     pub claims: BTreeMap<String, String>,
     /// When it was made.
     pub appraised_at: SystemTime,
@@ -56,11 +70,33 @@ pub struct Verdict {
     pub expires_at: SystemTime,
 }
 
+impl Default for Verdict {
+    /// A verdict on nothing, that is over.
+    fn default() -> Self {
+        Self {
+            tee: String::new(),
+            policy_ids: Vec::new(),
+            verifier: String::new(),
+            trust_anchor: String::new(),
+            sample: false,
+            status: String::new(),
+            devices: Vec::new(),
+            claims: BTreeMap::new(),
+            appraised_at: UNIX_EPOCH,
+            expires_at: UNIX_EPOCH,
+        }
+    }
+}
+
 /// A source of evidence about this host.
 #[async_trait]
 pub trait Attester: Send + Sync {
     /// Evidence whose report data is the digest of `runtime_data`. Bounded by the attester's own deadline.
     async fn evidence(&self, runtime_data: &RuntimeData) -> Result<Evidence, AttestError>;
+    /// What the certificate carries: the evidence, unless it is turned into a token first.
+    async fn credential(&self, runtime_data: &RuntimeData) -> Result<Credential, AttestError> {
+        self.evidence(runtime_data).await.map(Credential::Evidence)
+    }
     /// How often the source outside this process was called.
     fn calls(&self) -> u64;
     /// Name of the provider, as in the configuration.
@@ -73,6 +109,11 @@ pub trait Verifier: Send + Sync {
     /// Appraises `evidence`, which must be bound to `expected`. Bounded by the verifier's own deadline.
     /// The verdict's end is the verifier's own; the caller shortens it to certificate and `verdict_ttl`.
     async fn appraise(&self, evidence: &Evidence, expected: &RuntimeData) -> Result<Verdict, VerifyError>;
+    /// Checks a token that the peer shows (passport), which must be bound to `expected`. Only those that have anchors
+    /// for tokens do; the configuration asks no others.
+    async fn check_token(&self, _token: &str, _expected: &RuntimeData) -> Result<Verdict, VerifyError> {
+        Err(VerifyError::Internal)
+    }
     /// How often the service outside this process was called.
     fn calls(&self) -> u64;
     /// Name of the provider, as in the configuration.

@@ -82,6 +82,8 @@ impl Verifier for SampleVerifier {
         if report != sha384(evidence.runtime_data.as_bytes()) {
             return Err(VerifyError::ReportData);
         }
+        // Devices are not appraised here, but what the TEE's evidence says of them must be true.
+        super::devices::bound(evidence)?;
         let now = self.clock.now();
         Ok(Verdict {
             tee: evidence.tee.clone(),
@@ -89,9 +91,10 @@ impl Verifier for SampleVerifier {
             verifier: "sample".into(),
             trust_anchor: "none".into(),
             sample: true,
-            claims: Default::default(),
+            status: "affirming".into(),
             appraised_at: now,
             expires_at: now + Self::LIFETIME,
+            ..Verdict::default()
         })
     }
     fn calls(&self) -> u64 {
@@ -130,6 +133,9 @@ mod tests {
         // The text claims my key, the report data still is the other's.
         ev.runtime_data = mine.canonical().into();
         assert_eq!(verifier(true).appraise(&ev, &mine).await, Err(VerifyError::ReportData));
+        let naming = RuntimeData::for_key(b"key").with_devices(br#"{"sampledevice":{}}"#);
+        let stripped = SampleAttester.evidence(&naming).await.unwrap();
+        assert_eq!(verifier(true).appraise(&stripped, &mine).await.unwrap_err().reason(), "evidence-devices");
         ev.tee = "tdx".into();
         assert_eq!(verifier(true).appraise(&ev, &mine).await.unwrap_err().reason(), "sample-tee-unsupported");
     }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::anchors::Anchors;
 use super::clock::from_unix;
 use super::jwk::Jwk;
-use super::{Verdict, VerifyError, is_sample_tee, json_contains};
+use super::{Verdict, VerifyError, claims, is_sample_tee, json_contains};
 
 /// How far the service's clock may be ahead. There is no allowance at the end: a verdict must not outlive its token.
 pub(crate) const LEEWAY: Duration = Duration::from_secs(60);
@@ -52,6 +52,26 @@ struct Claims {
 fn part<T: serde::de::DeserializeOwned>(text: &str, what: &'static str) -> Result<T, VerifyError> {
     let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).map_err(|_| VerifyError::TokenMalformed(what))?;
     serde_json::from_slice(&bytes).map_err(|_| VerifyError::TokenMalformed(what))
+}
+
+/// What a token says of itself, believed by nobody: for the side that shows it.
+pub struct Glance {
+    /// Its end.
+    pub expires_at: SystemTime,
+    /// Runtime data of the TEE, where an EAR has it.
+    pub runtime_data: Option<Value>,
+}
+
+/// Looks into `token` without checking anything of it.
+///
+/// # Errors
+/// Not a JWT with an end.
+pub fn glance(token: &str) -> Result<Glance, VerifyError> {
+    let claims: Value = part(token.split('.').nth(1).unwrap_or_default(), "claims")?;
+    let expires_at = claims.get("exp").and_then(Value::as_u64).and_then(from_unix);
+    let expires_at = expires_at.ok_or(VerifyError::TokenMalformed("no end"))?;
+    let runtime_data = claims.pointer("/submods/cpu0/ear.veraison.annotated-evidence/runtime_data_claims").cloned();
+    Ok(Glance { expires_at, runtime_data })
 }
 
 /// Whether `text` has the form of a JWT at all.
@@ -170,6 +190,8 @@ fn appraised(
     }
     let mut found_policies = Vec::new();
     let mut tees = Vec::new();
+    // Those that anybody could have shown are not listed.
+    let mut devices = Vec::new();
     for (name, submod) in submods {
         affirming(name, submod)?;
         let policy = submod.get("ear.appraisal-policy-id").and_then(Value::as_str);
@@ -178,29 +200,37 @@ fn appraised(
             found_policies.push(policy);
         }
         let evidence = evidence_of(submod)?;
+        let mut is_bound = false;
         // Evidence of a device that is bound to something must be bound to this peer.
-        if let Some(bound) = evidence.get("runtime_data_claims").filter(|b| !b.is_null())
-            && !json_contains(bound, expected.runtime_data)
-        {
-            return Err(VerifyError::TokenRuntimeData);
+        if let Some(bound) = evidence.get("runtime_data_claims").filter(|b| !b.is_null()) {
+            if !json_contains(bound, expected.runtime_data) {
+                return Err(VerifyError::TokenRuntimeData);
+            }
+            is_bound = true;
         }
         let named: Vec<_> = evidence.keys().filter(|k| !NOT_A_TEE.contains(&k.as_str())).cloned().collect();
         let [tee] = &named[..] else { return Err(VerifyError::TokenMalformed("not one TEE a submodule")) };
         if is_sample_tee(tee) && !expected.allow_sample {
             return Err(VerifyError::SampleTeeRefused(tee.clone()));
         }
+        if name != "cpu0" && is_bound {
+            devices.push(tee.clone());
+        }
         tees.push((name == "cpu0", tee.clone()));
     }
     policies(&found_policies, expected.policy_ids)?;
     let sample = tees.iter().any(|(_, t)| is_sample_tee(t));
     let tee = tees.into_iter().find(|(cpu, _)| *cpu).map(|(_, t)| t);
+    let tee = tee.ok_or(VerifyError::TokenMalformed("no submodule cpu0"))?;
     Ok(Verdict {
-        tee: tee.ok_or(VerifyError::TokenMalformed("no submodule cpu0"))?,
+        claims: cpu.get(&tee).map(claims::printable).unwrap_or_default(),
+        status: "affirming".into(),
+        devices,
+        tee,
         policy_ids: found_policies,
         verifier: "as".into(),
         trust_anchor: trust_anchor.into(),
         sample,
-        claims: Default::default(),
         appraised_at: now,
         expires_at,
     })

@@ -35,8 +35,8 @@ fn settings(raw: &RawAttest, which: HostProvider) -> Vec<(&'static str, &Place)>
 }
 
 /// Keys of one provider beside another.
-pub(super) fn misplaced(raw: &At<RawAttest>, sink: &mut Sink<'_>) {
-    let provider = raw.value.provider.as_ref().map_or("aa", |p| p.value.as_str());
+pub(super) fn misplaced(raw: &At<RawAttest>, provider: &str, sink: &mut Sink<'_>) {
+    let provider = if provider.is_empty() { "aa" } else { provider };
     for which in [HostProvider::Tsm, HostProvider::Tpm] {
         if provider == which.name() {
             continue;
@@ -47,9 +47,8 @@ pub(super) fn misplaced(raw: &At<RawAttest>, sink: &mut Sink<'_>) {
         }
     }
     let host = [HostProvider::Tsm.name(), HostProvider::Tpm.name()].contains(&provider);
-    let (key, other) = if host { ("aa_addr", &raw.value.aa_addr) } else { ("evidence_addr", &raw.value.evidence_addr) };
-    if let Some(addr) = other {
-        let message = format!("`{key}` with provider = {}", quote(provider));
+    if let Some(addr) = raw.value.evidence_addr.as_ref().filter(|_| !host) {
+        let message = format!("`evidence_addr` with provider = {}", quote(provider));
         sink.error(&addr.at, "contradiction", message, "remove one of the two");
     }
 }

@@ -3,17 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::check_service::{AS_KEYS, attestation_service};
+use super::check_attest::attest_of;
+use super::check_passport::anchors_alone;
+use super::check_service::{AS_KEYS, attestation_service, warn_of_no_anchors};
 use super::diagnostics::{Sink, quote, suggest};
-use super::raw::{RawAttest, RawEndpoint, RawVerify};
+use super::raw::{RawEndpoint, RawVerify};
 use super::reader::At;
 use super::values::duration;
-use super::{Attest, AttestProvider, Ra, Side, Verify, VerifyProvider, check_host};
-use crate::attest::host::HostProvider;
+use super::{Model, Ra, Side, Verify, VerifyProvider};
 
-/// Certificates that carry evidence live six hours; older evidence would outlive its certificate.
-const MAX_REFRESH: Duration = Duration::from_secs(6 * 3600);
-const DEFAULT_REFRESH: Duration = Duration::from_secs(600);
 const DEFAULT_VERDICT_TTL: Duration = Duration::from_secs(300);
 const CONTROL_BYTES_HINT: &str = "1 to 256 printable characters";
 
@@ -67,6 +65,11 @@ fn session_binding(raw: &RawEndpoint, sink: &mut Sink<'_>) -> bool {
     wanted.is_some()
 }
 
+pub(super) fn model(raw: Option<&At<String>>, sink: &mut Sink<'_>) -> Option<Model> {
+    let word = choice(raw, "background_check", &["background_check", "passport"], &[], sink)?;
+    Some(if word == "passport" { Model::Passport } else { Model::BackgroundCheck })
+}
+
 /// A word out of a fixed list; those of later versions are refused in their own words.
 pub(super) fn choice<'r>(
     raw: Option<&'r At<String>>,
@@ -88,40 +91,6 @@ pub(super) fn choice<'r>(
     None
 }
 
-fn attest_of(raw: &At<RawAttest>, sink: &mut Sink<'_>) -> Option<Attest> {
-    let at = &raw.at;
-    let RawAttest { provider, aa_addr, refresh_interval, model, .. } = &raw.value;
-    let model = choice(model.as_ref(), "background_check", &["background_check"], &["passport"], sink);
-    let refresh = duration(refresh_interval.as_ref(), DEFAULT_REFRESH, Duration::ZERO, MAX_REFRESH, sink);
-    let default = if aa_addr.is_some() { "aa" } else { "" };
-    check_host::misplaced(raw, sink);
-    let provider = match choice(provider.as_ref(), default, &["aa", "tsm", "tpm", "sample"], &["asr"], sink)? {
-        "tsm" => check_host::provider(raw, HostProvider::Tsm, sink),
-        "tpm" => check_host::provider(raw, HostProvider::Tpm, sink),
-        "sample" => {
-            let message = "provider = \"sample\": this evidence proves nothing";
-            sink.warn(at, "sample", message, "for trials only; on a TEE name the attestation agent in `aa_addr`");
-            if let Some(addr) = aa_addr {
-                let message = format!("`aa_addr` = {} with provider = \"sample\"", quote(&addr.value));
-                sink.error(&addr.at, "contradiction", message, "remove one of the two");
-            }
-            Some(AttestProvider::Sample)
-        }
-        _ => match aa_addr {
-            Some(addr) => socket(addr, sink).map(|socket| AttestProvider::Aa { socket }),
-            None if sink.is_written(&raw.at, "aa_addr") => None,
-            None => {
-                let hint = "add aa_addr = \"unix:///run/confidential-containers/attestation-agent/\
-                            attestation-agent.sock\", or provider = \"sample\" for a trial";
-                sink.error(at, "missing", "`aa_addr` is missing: where does the evidence come from?", hint);
-                None
-            }
-        },
-    };
-    model?;
-    Some(Attest { provider: provider?, refresh_interval: refresh? })
-}
-
 /// `unix:///absolute/path`, as the attestation agent itself writes it.
 pub(super) fn socket(raw: &At<String>, sink: &mut Sink<'_>) -> Option<PathBuf> {
     // sun_path holds 108 bytes with the closing NUL.
@@ -141,7 +110,7 @@ pub(super) fn socket(raw: &At<String>, sink: &mut Sink<'_>) -> Option<PathBuf> {
 
 fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
     let v = &raw.value;
-    let model = choice(v.model.as_ref(), "background_check", &["background_check"], &["passport"], sink);
+    let model = model(v.model.as_ref(), sink);
     let ttl = Duration::from_secs(24 * 3600);
     let ttl = duration(v.verdict_ttl.as_ref(), DEFAULT_VERDICT_TTL, Duration::ZERO, ttl, sink);
     let allow_sample = v.allow_sample.as_ref().is_some_and(|a| a.value);
@@ -149,7 +118,11 @@ fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
         let message = "allow_sample = true: a peer that proves nothing is accepted";
         sink.warn(&allow.at, "sample", message, "for trials only; remove it where peers run on a TEE");
     }
-    let default = if v.as_addr.is_some() { "as" } else { "" };
+    let passport = model == Some(Model::Passport);
+    // A token needs no service, only somebody who vouches for its signer.
+    let named = v.trusted_certs.is_some() || v.trusted_keys.is_some() || v.trusted_jwks.is_some();
+    let anchors_only = passport && v.as_addr.is_none() && named;
+    let default = if v.as_addr.is_some() || anchors_only { "as" } else { "" };
     let provider = choice(v.provider.as_ref(), default, &["as", "builtin", "sample"], &[], sink)?;
     if provider != "builtin" {
         for (key, at) in super::check_builtin::keys(v) {
@@ -166,19 +139,29 @@ fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
             let message = "provider = \"sample\" without allow_sample = true: every peer will be refused";
             sink.warn(&raw.at, "sample", message, "add allow_sample = true for a trial, or use provider = \"as\"");
         }
+        if let Some(at) = v.model.as_ref().map(|m| &m.at).filter(|_| passport) {
+            let message = format!("model = \"passport\" with provider = \"{provider}\", which checks no tokens");
+            sink.error(at, "contradiction", message, "remove `model`, or use provider = \"as\"");
+        }
         match provider {
             "builtin" => (super::check_builtin::builtin(raw, sink).map(VerifyProvider::Builtin), Some(Vec::new())),
             _ => (Some(VerifyProvider::Sample), Some(Vec::new())),
         }
+    } else if anchors_only && !sink.is_written(&raw.at, "as_addr") {
+        let policies = v.policy_ids.as_ref().map_or(Some(vec!["default".to_owned()]), |a| policies(a, sink));
+        (anchors_alone(v, sink).map(VerifyProvider::Anchors), policies)
     } else {
         let policies = v.policy_ids.as_ref().map_or(Some(vec!["default".to_owned()]), |a| policies(a, sink));
-        (attestation_service(raw, sink).map(VerifyProvider::As), policies)
+        let service = attestation_service(raw, sink);
+        if let Some(service) = &service {
+            warn_of_no_anchors(service, v, sink);
+        }
+        (service.map(VerifyProvider::As), policies)
     };
-    model?;
-    Some(Verify { provider: provider?, policy_ids: policy_ids?, allow_sample, verdict_ttl: ttl? })
+    Some(Verify { provider: provider?, policy_ids: policy_ids?, allow_sample, verdict_ttl: ttl?, model: model? })
 }
 
-fn policies(raw: &At<Vec<At<String>>>, sink: &mut Sink<'_>) -> Option<Vec<String>> {
+pub(super) fn policies(raw: &At<Vec<At<String>>>, sink: &mut Sink<'_>) -> Option<Vec<String>> {
     if raw.value.is_empty() {
         let message = "`policy_ids` is empty: no appraisal could satisfy it";
         sink.error(&raw.at, "empty", message, "name a policy of the attestation service: [\"default\"]");

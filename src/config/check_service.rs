@@ -52,12 +52,15 @@ pub(super) fn attestation_service(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> O
     let headers = v.as_headers.as_ref().map_or(Some(Vec::new()), |a| headers(&a.value, sink));
     let ca = authorities(v, addrs.as_deref(), sink);
     let trusted = trusted(v, sink);
-    if let (Some(Some(AsKind::Grpc)), Some(at), Some(true)) = (kind, &v.as_type, trusted.as_ref().map(|t| t.is_empty()))
-    {
+    Some(AsService { addrs: addrs?, kind: kind?, headers: headers?, ca: ca?, trusted: trusted?, timeout: timeout? })
+}
+
+/// A gRPC service whose tokens are checked, and nobody said by whose key.
+pub(super) fn warn_of_no_anchors(service: &AsService, v: &RawVerify, sink: &mut Sink<'_>) {
+    if let (Some(AsKind::Grpc), Some(at), true) = (service.kind, &v.as_type, service.trusted.is_empty()) {
         let message = "nobody is named who may sign tokens, and not every gRPC service publishes its keys";
         sink.warn(&at.at, "no-anchors", message, "name the signer in trusted_certs, trusted_keys or trusted_jwks");
     }
-    Some(AsService { addrs: addrs?, kind: kind?, headers: headers?, ca: ca?, trusted: trusted?, timeout: timeout? })
 }
 
 fn addresses(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Vec<Url>> {
@@ -98,13 +101,17 @@ fn base(mut url: Url) -> Url {
 }
 
 fn exposed(url: &Url) -> bool {
-    let loopback = match url.host() {
+    url.scheme() == "http" && !is_loopback(url)
+}
+
+/// Whether the host of `url` is this one.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
         Some(url::Host::Ipv4(a)) => a.is_loopback(),
         Some(url::Host::Ipv6(a)) => a.is_loopback(),
         Some(url::Host::Domain(d)) => d == "localhost",
         None => false,
-    };
-    url.scheme() == "http" && !loopback
+    }
 }
 
 /// An http or https URL that shows nothing secret, in plain text on this host only.

@@ -6,9 +6,11 @@
 mod builtin;
 mod check;
 mod check_anchors;
+mod check_attest;
 mod check_builtin;
 mod check_host;
 mod check_netfilter;
+mod check_passport;
 mod check_ra;
 mod check_service;
 mod conflicts;

@@ -64,15 +64,25 @@ raw_table! {
     RawAttest {
         provider: String,
         aa_addr: String,
+        asr_addr: String,
+        asr_insecure: bool,
+        additional_evidence: bool,
         refresh_interval: String,
         model: String,
+        as_addr: OneOrMany,
+        as_type: String,
+        as_ca: OneOrMany,
+        policy_ids: Vec<At<String>>,
+        as_headers: Free<Hidden>,
+        as_insecure: bool,
+        as_timeout: String,
         evidence_addr: String,
         tsm_root: String,
         tpm_device: String,
         tpm_ak: String,
         tpm_hierarchy: String,
         tpm_pcrs: Vec<At<i64>>,
-    } later { "asr_addr" }
+    } later {}
 }
 
 raw_table! {

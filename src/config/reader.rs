@@ -164,7 +164,7 @@ impl<T: FromToml> FromToml for Vec<At<T>> {
 }
 
 /// One string or several, as `as_addr` is written.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct OneOrMany(pub Vec<At<String>>);
 
 impl FromToml for OneOrMany {
@@ -236,7 +236,7 @@ pub(super) fn other_keys(table: &DeTable<'_>, known: &[&str], later: &[&str], at
 macro_rules! raw_table {
     ($(#[$meta:meta])* $name:ident { $($field:ident: $type:ty,)* } later { $($later:literal),* }) => {
         $(#[$meta])*
-        #[derive(Debug, Clone)]
+        #[derive(Debug, Clone, Default)]
         pub(super) struct $name {
             $(pub $field: Option<At<$type>>,)*
         }

@@ -134,9 +134,16 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
                 format!("{} through the helper at {}", provider.name(), socket.display())
             }
             AttestProvider::Direct(source) => format!("{} in this process", source.provider().name()),
+            AttestProvider::Asr { addr } => format!("agent behind {addr}"),
             AttestProvider::Sample => "sample (proves nothing)".to_owned(),
         };
-        line("    attest", &format!("{from}, new every {}", show_duration(attest.refresh_interval)));
+        let devices = if attest.additional_evidence { " and devices" } else { "" };
+        let shown = match &attest.passport {
+            Some(p) => format!("token of {}, policy {}", service(&p.service), p.policy_ids.join(" ")),
+            None => "evidence".to_owned(),
+        };
+        let age = show_duration(attest.refresh_interval);
+        line("    attest", &format!("{from}{devices}, shows {shown}, at most {age} old"));
     }
     if let Some(verify) = &e.ra.verify {
         let by = match &verify.provider {
@@ -149,8 +156,12 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
                 let tees = tees.into_iter().collect::<Vec<_>>().join(" ");
                 format!("in process, {} reference(s) {tees}, TCB {}", b.references.len(), b.minimum_tcb.join(" "))
             }
+            VerifyProvider::Anchors(trusted) => {
+                format!("no service, policy {}, {}", verify.policy_ids.join(" "), anchors(trusted))
+            }
             VerifyProvider::Sample => "sample".to_owned(),
         };
+        let by = format!("{by}, model {}", verify.model);
         let sample = if verify.allow_sample { ", sample TEE accepted" } else { "" };
         line("    verify", &format!("{by}, verdicts live {}{sample}", show_duration(verify.verdict_ttl)));
     }

@@ -269,8 +269,54 @@ pub struct Ra {
 pub struct Attest {
     /// Where evidence comes from.
     pub provider: AttestProvider,
-    /// How old evidence may get before it is made anew. Zero: new evidence for every handshake.
+    /// How old evidence may get; it is made anew at half of that. Zero: new evidence for every handshake.
     pub refresh_interval: Duration,
+    /// Whether the evidence of devices is shown too, bound to the same key.
+    pub additional_evidence: bool,
+    /// Passport: where the evidence is turned into a token. Absent: the evidence itself is shown.
+    pub passport: Option<Passport>,
+}
+
+/// How an attester comes to its token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Passport {
+    /// The service that makes it. Its anchors are not asked for: the peer checks the token.
+    pub service: super::AsService,
+    /// Policies it is made under.
+    pub policy_ids: Vec<String>,
+}
+
+impl Passport {
+    /// The service as a verifier would ask it. Nothing is judged with it here: the peer does that.
+    pub fn as_verify(&self) -> Verify {
+        Verify {
+            provider: VerifyProvider::As(self.service.clone()),
+            policy_ids: self.policy_ids.clone(),
+            allow_sample: true,
+            verdict_ttl: Duration::ZERO,
+            model: Model::BackgroundCheck,
+        }
+    }
+}
+
+/// What a verifier wants to be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Model {
+    /// Evidence, which it has appraised.
+    #[default]
+    BackgroundCheck,
+    /// A token, made where the peer had its evidence appraised.
+    Passport,
+}
+
+impl fmt::Display for Model {
+    /// As in the configuration.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BackgroundCheck => "background_check",
+            Self::Passport => "passport",
+        })
+    }
 }
 
 /// Source of evidence.
@@ -290,6 +336,11 @@ pub enum AttestProvider {
     },
     /// The host's own evidence, made in process, which needs root's rights.
     Direct(HostSource),
+    /// The same behind CoCo's HTTP API server.
+    Asr {
+        /// Base URL, http.
+        addr: url::Url,
+    },
     /// Evidence made in process that proves nothing.
     Sample,
 }
@@ -305,6 +356,8 @@ pub struct Verify {
     pub allow_sample: bool,
     /// The longest a verdict is reused.
     pub verdict_ttl: Duration,
+    /// Whether the peer shows evidence or a token.
+    pub model: Model,
 }
 
 /// Who appraises the peer's evidence.
@@ -312,6 +365,8 @@ pub struct Verify {
 pub enum VerifyProvider {
     /// A CoCo Attestation Service.
     As(super::AsService),
+    /// Passport without a service: who may sign tokens, by files alone.
+    Anchors(super::TrustedSigners),
     /// In process, against reference values.
     Builtin(super::Builtin),
     /// In process, knows only the sample TEE.

@@ -45,6 +45,7 @@ fn endpoint_text(report: &StatusReport, endpoint: &EndpointView, style: Style, n
         vec![endpoint.mode.clone(), printable(&endpoint.traffic)],
         vec!["listens".into(), if more > 0 { format!("{shown} and {more} more") } else { shown }],
         vec!["attests".into(), endpoint.attest.as_deref().map_or("no".into(), printable)],
+        evidence_row(&endpoint.attestation, now),
         vec!["verifies".into(), endpoint.verify.as_deref().map_or("no".into(), printable)],
         vec![
             "connections".into(),
@@ -65,8 +66,9 @@ fn endpoint_text(report: &StatusReport, endpoint: &EndpointView, style: Style, n
             none if none.is_empty() => none,
             ids => format!(" under policy {}", printable(&ids)),
         };
+        let devices = v.devices.iter().map(|d| format!(" with {}", printable(d))).collect::<String>();
         let line = format!(
-            "{} is {} by {}{policy}, made {age} ago, {left}{}",
+            "{} is {}{devices} by {}{policy}, made {age} ago, {left}{}",
             printable(&v.peer),
             printable(&v.tee),
             printable(&v.verifier),
@@ -125,6 +127,24 @@ fn service_rows(attestation: &serde_json::Value, now: u64) -> Vec<Vec<String>> {
         vec!["service".into(), format!("{}{kind}: {fares}", text("addr").unwrap_or_default())]
     });
     rows.collect()
+}
+
+/// Age of the evidence shown and the newest failure to get some; no row without evidence.
+fn evidence_row(attestation: &serde_json::Value, now: u64) -> Vec<String> {
+    let attest = &attestation["attest"];
+    let mut parts = Vec::new();
+    if let Some(age) = attest["evidence_age"].as_u64() {
+        let left = attest["evidence_left"].as_u64().unwrap_or(0);
+        let what = if attest["model"] == "passport" { "token" } else { "made" };
+        parts.push(format!("{what} {} ago, shown for {} more", human_age(age), human_age(left)));
+    }
+    if let (Some(at), Some(reason)) = (attest["last_failure"]["at"].as_u64(), attest["last_failure"]["reason"].as_str())
+    {
+        let age = human_age(now.saturating_sub(at));
+        let still = if attest["reason"].is_string() { "failing" } else { "last failure" };
+        parts.push(format!("{still}: {} {age} ago", printable(reason)));
+    }
+    if parts.is_empty() { Vec::new() } else { vec!["evidence".into(), parts.join("; ")] }
 }
 
 /// The kernel's own counts of a captured endpoint; no row when they could not be seen.

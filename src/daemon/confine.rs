@@ -172,10 +172,13 @@ fn files_of(config: &Config) -> Vec<PathBuf> {
     let verify = config.endpoints.iter().filter_map(|e| e.ra.verify.as_ref());
     let anchors = verify.flat_map(|v| match &v.provider {
         VerifyProvider::As(service) => service.files().cloned().collect(),
+        VerifyProvider::Anchors(trusted) => trusted.files().cloned().collect(),
         VerifyProvider::Builtin(b) => [b.collateral.as_slice(), &b.amd_certs].concat(),
         VerifyProvider::Sample => Vec::new(),
     });
-    std::path::absolute(&config.source).into_iter().chain(anchors).collect()
+    let passports = config.endpoints.iter().filter_map(|e| e.ra.attest.as_ref()?.passport.as_ref());
+    let authorities = passports.flat_map(|p| p.service.files().cloned());
+    std::path::absolute(&config.source).into_iter().chain(anchors).chain(authorities).collect()
 }
 
 /// The directory of `file`, so that a new file in its place can be read.

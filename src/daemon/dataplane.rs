@@ -167,6 +167,7 @@ impl DataPlane {
                 worker.remove();
             }
         }
+        next.iter().for_each(|(_, runtime, _)| runtime.tunnel.reloaded());
         let workers = next
             .into_iter()
             .map(|(worker, runtime, listeners)| match worker {

@@ -1,6 +1,8 @@
 //! An endpoint's configuration in the words of `status`.
 
-use crate::config::{AttestProvider, Endpoint, Mapping, Match, Mode, Netfilter, Side, VerifyProvider};
+use crate::config::{
+    AsService, AttestProvider, Endpoint, Mapping, Match, Mode, Model, Netfilter, Side, VerifyProvider,
+};
 
 use super::stats::EndpointStats;
 use super::status::EndpointView;
@@ -18,17 +20,25 @@ impl EndpointView {
             side: endpoint.side.to_string(),
             mode: mode.to_owned(),
             traffic,
-            attest: attest.as_ref().map(|a| match &a.provider {
-                AttestProvider::Aa { socket } => format!("aa {}", socket.display()),
-                AttestProvider::Helper { socket, provider } => format!("{} {}", provider.name(), socket.display()),
-                AttestProvider::Direct(source) => source.provider().name().to_owned(),
-                AttestProvider::Sample => "sample".to_owned(),
-            }),
+            attest: attest
+                .as_ref()
+                .map(|a| match &a.provider {
+                    AttestProvider::Aa { socket } => format!("aa {}", socket.display()),
+                    AttestProvider::Asr { addr } => format!("asr {addr}"),
+                    AttestProvider::Helper { socket, provider } => format!("{} {}", provider.name(), socket.display()),
+                    AttestProvider::Direct(source) => source.provider().name().to_owned(),
+                    AttestProvider::Sample => "sample".to_owned(),
+                })
+                .map(|from| match attest.as_ref().and_then(|a| a.passport.as_ref()) {
+                    Some(passport) => format!("{from}, passport of {}", addresses(&passport.service)),
+                    None => from,
+                }),
             verify: verify.as_ref().map(|v| match &v.provider {
-                VerifyProvider::As(service) => {
-                    let addrs: Vec<_> = service.addrs.iter().map(|url| url.as_str()).collect();
-                    format!("as {} ({})", addrs.join(" "), v.policy_ids.join(", "))
+                VerifyProvider::As(service) if v.model == Model::Passport => {
+                    format!("passport ({}), anchors of {}", v.policy_ids.join(", "), addresses(service))
                 }
+                VerifyProvider::As(service) => format!("as {} ({})", addresses(service), v.policy_ids.join(", ")),
+                VerifyProvider::Anchors(_) => format!("passport ({})", v.policy_ids.join(", ")),
                 VerifyProvider::Builtin(b) => format!("builtin ({} reference(s))", b.references.len()),
                 VerifyProvider::Sample => "sample".to_owned(),
             }),
@@ -49,6 +59,10 @@ fn mapping_text(mapping: &Mapping) -> String {
         addr => addr.to_string(),
     };
     format!("{listen}:{} -> {}:{}", mapping.listen_ports, mapping.target_host, mapping.target_ports)
+}
+
+fn addresses(service: &AsService) -> String {
+    service.addrs.iter().map(|url| url.as_str()).collect::<Vec<_>>().join(" ")
 }
 
 fn netfilter_text(netfilter: &Netfilter, side: Side) -> String {

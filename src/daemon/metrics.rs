@@ -45,14 +45,15 @@ struct EventLabels {
 }
 
 /// Counters in a tunnel's status and the events they count.
-const ATTESTATION_EVENTS: [(&str, &str); 7] = [
-    ("as_calls", "as-request"),
-    ("as_failovers", "as-failover"),
-    ("aa_calls", "aa-request"),
-    ("cache_hits", "verdict-reused"),
-    ("session_bound", "session-bound"),
-    ("session_resumed", "session-resumed"),
-    ("certificate_bound", "certificate-bound"),
+const ATTESTATION_EVENTS: [(&str, &str); 8] = [
+    ("/as_calls", "as-request"),
+    ("/as_failovers", "as-failover"),
+    ("/aa_calls", "aa-request"),
+    ("/cache_hits", "verdict-reused"),
+    ("/session_bound", "session-bound"),
+    ("/session_resumed", "session-resumed"),
+    ("/certificate_bound", "certificate-bound"),
+    ("/attest/failures", "evidence-failed"),
 ];
 
 /// All metrics of the process.
@@ -63,6 +64,7 @@ pub struct Metrics {
     refused: Family<ReasonLabels, Counter>,
     accept_errors: Family<ReasonLabels, Counter>,
     active: Family<EndpointLabels, Gauge>,
+    evidence_age: Family<EndpointLabels, Gauge>,
     bytes: Family<DirectionLabels, Counter>,
     handshake: Family<EndpointLabels, Histogram, fn() -> Histogram>,
 }
@@ -76,6 +78,7 @@ impl Metrics {
             refused: Family::default(),
             accept_errors: Family::default(),
             active: Family::default(),
+            evidence_age: Family::default(),
             attestation: Family::default(),
             bytes: Family::default(),
             handshake: Family::new_with_constructor(|| Histogram::new(HANDSHAKE_BUCKETS)),
@@ -90,6 +93,12 @@ impl Metrics {
             new.attestation.clone(),
         );
         registry.register("connections_active", "Connections open now", new.active.clone());
+        registry.register_with_unit(
+            "evidence_age",
+            "Age of the evidence that this side shows",
+            Unit::Seconds,
+            new.evidence_age.clone(),
+        );
         registry.register_with_unit(
             "relayed",
             "Application bytes relayed, by direction",
@@ -128,10 +137,14 @@ impl Metrics {
     /// Takes over what a tunnel counts itself. A counter it does not have is not shown.
     pub fn attestation(&self, endpoint: &str, side: Side, status: &serde_json::Value) {
         for (field, event) in ATTESTATION_EVENTS {
-            if let Some(count) = status.get(field).and_then(serde_json::Value::as_u64) {
+            if let Some(count) = status.pointer(field).and_then(serde_json::Value::as_u64) {
                 let labels = EventLabels { endpoint: endpoint.to_owned(), side: side.to_string(), event };
                 self.attestation.get_or_create(&labels).inner().store(count, Ordering::Relaxed);
             }
+        }
+        if let Some(age) = status.pointer("/attest/evidence_age").and_then(serde_json::Value::as_i64) {
+            let labels = EndpointLabels { endpoint: endpoint.to_owned(), side: side.to_string() };
+            self.evidence_age.get_or_create(&labels).set(age);
         }
     }
 

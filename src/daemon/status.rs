@@ -148,6 +148,15 @@ pub struct VerdictView {
     pub seen: u64,
     /// Its TEE.
     pub tee: String,
+    /// What the appraisal ended in.
+    #[serde(default)]
+    pub status: String,
+    /// Devices appraised together with it.
+    #[serde(default)]
+    pub devices: Vec<String>,
+    /// What the appraisal found, printable and bounded.
+    #[serde(default)]
+    pub claims: std::collections::BTreeMap<String, String>,
     /// Policies it was appraised under.
     pub policy_ids: Vec<String>,
     /// Who appraised.
@@ -172,6 +181,9 @@ impl VerdictView {
             peer: peer.to_string(),
             seen: unix_seconds(seen),
             tee: verdict.tee.clone(),
+            status: verdict.status.clone(),
+            devices: verdict.devices.clone(),
+            claims: verdict.claims.clone(),
             policy_ids: verdict.policy_ids.clone(),
             verifier: verdict.verifier.clone(),
             trust_anchor: verdict.trust_anchor.clone(),

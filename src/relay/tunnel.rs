@@ -13,6 +13,8 @@ pub trait TunnelSide: Send + Sync + 'static {
     async fn accept(&self, tcp: TcpStream) -> Result<Channel, ChannelError>;
     /// What `status` shows of it.
     fn status(&self) -> serde_json::Value;
+    /// A configuration was taken over that leaves this side as it is.
+    fn reloaded(&self) {}
 }
 
 #[async_trait::async_trait]
@@ -27,5 +29,9 @@ impl TunnelSide for EndpointTls {
 
     fn status(&self) -> serde_json::Value {
         serde_json::to_value(EndpointTls::status(self)).unwrap_or_default()
+    }
+
+    fn reloaded(&self) {
+        EndpointTls::reloaded(self);
     }
 }

@@ -17,7 +17,7 @@ use super::session::{Asker, Bound, BoundSession, Exchange, Proven, Prover, Turn}
 use super::standing::Renew;
 use super::{Alpn, ChannelError};
 use crate::attest::{Attester, Verdict, VerifyError};
-use crate::config::Ra;
+use crate::config::{Model, Ra};
 
 /// Sessions whose secrets an attesting side keeps: one for each verifier that came lately.
 const PROVEN_CAPACITY: usize = 4096;
@@ -84,6 +84,10 @@ impl Asker for Appraisal {
 
     fn keep(&self, session: Arc<BoundSession>) {
         self.sessions.put(session);
+    }
+
+    fn model(&self) -> Model {
+        self.model
     }
 
     fn now(&self) -> SystemTime {

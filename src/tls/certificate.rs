@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroize;
 
-use crate::attest::{AttestError, Attester, EVIDENCE_OID, RuntimeData};
+use crate::attest::{AttestError, Attester, Credential, EVIDENCE_OID, RuntimeData, VerifyError, token_glance};
 
 /// How long a certificate with evidence is valid, as TNG's.
 pub const VALIDITY: Duration = Duration::from_secs(6 * 3600);
@@ -39,9 +39,17 @@ fn failed(e: impl std::fmt::Display) -> AttestError {
 /// A new key and a certificate with evidence about it.
 pub async fn attested(attester: &dyn Attester, now: SystemTime) -> Result<Made, AttestError> {
     let key = new_key()?;
-    let evidence = attester.evidence(&RuntimeData::for_key(&key.subject_public_key_info())).await?;
-    let extension = CustomExtension::from_oid_content(EVIDENCE_OID, evidence.to_extension());
-    build(key, Some(extension), now, VALIDITY)
+    let credential = attester.credential(&RuntimeData::for_key(&key.subject_public_key_info())).await?;
+    let validity = match &credential {
+        Credential::Evidence(_) => VALIDITY,
+        // A certificate must not promise more than the token in it.
+        Credential::Token(token) => {
+            let ends = token_glance(token).map_err(AttestError::Passport)?.expires_at;
+            ends.duration_since(now).map_err(|_| AttestError::Passport(VerifyError::TokenExpired))?.min(VALIDITY)
+        }
+    };
+    let extension = CustomExtension::from_oid_content(EVIDENCE_OID, credential.to_extension());
+    build(key, Some(extension), now, validity)
 }
 
 /// A new key and a certificate without evidence, for a side that must show one and does not attest.

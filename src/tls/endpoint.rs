@@ -19,14 +19,10 @@ use super::identity::{Fixed, IdentityStore};
 use super::peer::PeerCertificate;
 use super::session::{BoundSession, SessionError, Sessions};
 use super::standing::{Renew, Standing, Standings};
-use super::status::{AttestStatus, Ledger, TlsStatus, VerifyStatus, unix};
-use super::{Alpn, Channel, ChannelError, Peer, PeerError, config, peer};
-use crate::attest::host::{DirectAttester, HelperAttester};
-use crate::attest::{
-    AaAttester, AsVerifier, Attester, BuiltinVerifier, CacheKey, Clock, SampleAttester, SampleVerifier, SystemClock,
-    Verdict, VerdictCache, Verifier, VerifyError,
-};
-use crate::config::{AttestProvider, DEFAULT_INGRESS_MARK, Endpoint, Mark, Mode, Side, Verify, VerifyProvider};
+use super::status::{AttestStatus, FailureStatus, Ledger, TlsStatus, VerifyStatus, unix};
+use super::{Alpn, Channel, ChannelError, Peer, PeerError, config, peer, providers};
+use crate::attest::{CacheKey, Clock, Credential, SystemClock, Verdict, VerdictCache, Verifier, VerifyError};
+use crate::config::{Endpoint, Model, Verify};
 
 /// Verdicts kept by one endpoint.
 const CACHE_CAPACITY: usize = 1024;
@@ -37,6 +33,8 @@ const MAX_RENEWALS: usize = 16;
 pub struct EndpointTls {
     identity: IdentityStore,
     proving: Option<Proving>,
+    /// `background_check` or `passport`.
+    shows: &'static str,
     appraisal: Option<Arc<Appraisal>>,
     standings: Standings,
     client: Arc<ClientConfig>,
@@ -57,6 +55,7 @@ pub(super) struct Appraisal {
     pub(super) sessions: Sessions,
     policy: [u8; 32],
     policy_ids: Vec<String>,
+    pub(super) model: Model,
     allow_sample: bool,
     pub(super) verdict_ttl: Duration,
     pub(super) clock: Arc<dyn Clock>,
@@ -71,7 +70,10 @@ pub(super) async fn appraise(
     now: SystemTime,
     ttl: Duration,
 ) -> Result<Verdict, VerifyError> {
-    let mut verdict = verifier.appraise(&shown.evidence, &shown.expected).await?;
+    let mut verdict = match &shown.credential {
+        Credential::Evidence(evidence) => verifier.appraise(evidence, &shown.expected).await?,
+        Credential::Token(token) => verifier.check_token(token, &shown.expected).await?,
+    };
     let by_ttl = if ttl.is_zero() { None } else { now.checked_add(ttl) };
     verdict.expires_at = verdict.expires_at.min(by_ttl.unwrap_or(shown.not_after)).min(shown.not_after);
     Ok(verdict)
@@ -83,7 +85,7 @@ impl Renew for Appraisal {
         let work = async {
             let _place = self.renewals.acquire().await.map_err(|_| VerifyError::Internal)?;
             let now = self.clock.now();
-            let shown = peer::inspect(der, now)?;
+            let shown = peer::inspect(der, self.model, now)?;
             Ok(Arc::new(appraise(self.verifier.clone(), shown, now, self.verdict_ttl).await?))
         };
         let outcome = tokio::time::timeout(self.deadline, work).await.unwrap_or(Err(ChannelError::HandshakeTimeout));
@@ -96,7 +98,7 @@ impl Renew for Appraisal {
     }
 }
 
-fn setup(e: impl std::fmt::Display) -> ChannelError {
+pub(super) fn setup(e: impl std::fmt::Display) -> ChannelError {
     ChannelError::Setup(e.to_string())
 }
 
@@ -124,7 +126,10 @@ impl EndpointTls {
         (as_client, as_server): &(Vec<Alpn>, Vec<Alpn>),
     ) -> Result<Arc<Self>, ChannelError> {
         let timeout = endpoint.limits.handshake_timeout;
-        let attester = endpoint.ra.attest.as_ref().map(|a| (attester(&a.provider, timeout), a.refresh_interval));
+        let attester = match &endpoint.ra.attest {
+            Some(attest) => Some((providers::attester(endpoint, attest, clock.clone())?, attest.refresh_interval)),
+            None => None,
+        };
         let identity = match &attester {
             Some((attester, interval)) => IdentityStore::attested(attester.clone(), *interval, clock.clone()),
             None => IdentityStore::plain(&*clock)?,
@@ -137,6 +142,11 @@ impl EndpointTls {
         Ok(Arc::new(Self {
             identity,
             proving: attester.map(|(a, _)| Proving::new(a)),
+            shows: if endpoint.ra.attest.as_ref().is_some_and(|a| a.passport.is_some()) {
+                "passport"
+            } else {
+                "background_check"
+            },
             appraisal: appraisal.map(Arc::new),
             standings: Standings::default(),
             client: Arc::new(client),
@@ -246,7 +256,7 @@ impl EndpointTls {
     /// Appraises the peer that showed `der`; an affirmed one stays while its standing lasts.
     async fn admit(&self, appraisal: &Arc<Appraisal>, der: &[u8]) -> Result<Arc<Standing>, ChannelError> {
         // Also for a verdict from the cache: the certificate may have ended since.
-        let shown = peer::inspect(der, self.clock.now())?;
+        let shown = peer::inspect(der, appraisal.model, self.clock.now())?;
         let not_after = shown.not_after;
         let key = appraisal.key(der);
         let verdict = appraisal.of(key, shown).await?;
@@ -260,6 +270,14 @@ impl EndpointTls {
         let key = fingerprint(session.shown.expected.canonical().as_bytes());
         let renew = Arc::new(BoundRenewal { appraisal: appraisal.clone(), session });
         self.standings.of(key, &[], not_after, verdict, renew, self.clock.clone())
+    }
+
+    /// Forgets what was found about peers: a reload may have changed what it rests on.
+    pub fn reloaded(&self) {
+        if let Some(appraisal) = &self.appraisal {
+            appraisal.cache.clear();
+            appraisal.sessions.clear();
+        }
     }
 
     /// For `tngctl status`.
@@ -286,59 +304,37 @@ impl EndpointTls {
         let now = self.identity.condition();
         AttestStatus {
             provider,
+            model: self.shows,
             state: if now.failure.is_none() && now.usable { "ok" } else { "failing" },
             usable: now.usable,
             reason: now.failure.as_ref().map(|e| e.reason()),
             error: now.failure.as_ref().map(ToString::to_string),
             evidence_age: now.age.map(|a| a.as_secs()),
+            evidence_left: now.left.map(|l| l.as_secs()),
+            evidence_took_ms: now.took.map(|t| t.as_millis() as u64),
             certificate_expires: now.not_after.map(unix),
+            last_failure: now.last.map(|f| FailureStatus {
+                at: unix(f.at),
+                reason: f.error.reason(),
+                error: f.error.to_string(),
+            }),
+            failures: now.failures,
         }
-    }
-}
-
-/// The attester of a provider.
-fn attester(provider: &AttestProvider, timeout: Duration) -> Arc<dyn Attester> {
-    match provider {
-        AttestProvider::Sample => Arc::new(SampleAttester),
-        AttestProvider::Helper { socket, provider } => {
-            Arc::new(HelperAttester::new(socket, *provider, timeout * 2 / 3))
-        }
-        AttestProvider::Direct(source) => Arc::new(DirectAttester::new(source.clone(), timeout * 2 / 3)),
-        // Less than a handshake may take, so that one that waits for the first evidence learns why there is none.
-        AttestProvider::Aa { socket } => Arc::new(AaAttester::new(socket, timeout * 2 / 3)),
-    }
-}
-
-/// Mark of the sockets to the attestation service: one that every ingress capture exempts. An egress's own mark
-/// would be taken by an ingress on the same host.
-fn service_mark(endpoint: &Endpoint) -> Mark {
-    match (endpoint.side, &endpoint.mode) {
-        (Side::Egress, _) => DEFAULT_INGRESS_MARK,
-        (Side::Ingress, Mode::Mapping(mapping)) => mapping.so_mark,
-        (Side::Ingress, Mode::Netfilter(netfilter)) => netfilter.so_mark,
     }
 }
 
 impl Appraisal {
     fn new(endpoint: &Endpoint, verify: &Verify, clock: Arc<dyn Clock>) -> Result<Self, ChannelError> {
-        let verifier: Arc<dyn Verifier> = match &verify.provider {
-            VerifyProvider::Sample => {
-                Arc::new(SampleVerifier::new(verify.allow_sample, verify.policy_ids.clone(), clock.clone()))
-            }
-            VerifyProvider::Builtin(builtin) => {
-                Arc::new(BuiltinVerifier::new(builtin, service_mark(endpoint), clock.clone()).map_err(setup)?)
-            }
-            VerifyProvider::As(service) => {
-                Arc::new(AsVerifier::new(verify, service, service_mark(endpoint), clock.clone()).map_err(setup)?)
-            }
-        };
-        let policy = serde_json::json!([verifier.provider(), verify.policy_ids, verify.allow_sample]);
+        let verifier = providers::verifier(endpoint, verify, clock.clone())?;
+        let policy =
+            serde_json::json!([verifier.provider(), verify.policy_ids, verify.allow_sample, verify.model.to_string()]);
         Ok(Self {
             verifier,
             cache: VerdictCache::new(CACHE_CAPACITY, clock.clone()),
             sessions: Sessions::new(CACHE_CAPACITY),
             policy: fingerprint(policy.to_string().as_bytes()),
             policy_ids: verify.policy_ids.clone(),
+            model: verify.model,
             allow_sample: verify.allow_sample,
             verdict_ttl: verify.verdict_ttl,
             clock,
@@ -363,6 +359,7 @@ impl Appraisal {
     fn status(&self) -> VerifyStatus {
         VerifyStatus {
             provider: self.verifier.provider(),
+            model: self.model.to_string(),
             policy_ids: self.policy_ids.clone(),
             trust_anchor: self.verifier.trust_anchor(),
             allow_sample: self.allow_sample,

@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::certificate::{self, Made};
+use super::standing::spread;
 use crate::attest::{AttestError, Attester, Clock};
 
 /// First pause after a failure; doubled up to [`MAX_BACKOFF`].
@@ -20,24 +21,72 @@ const MIN_BACKOFF: Duration = Duration::from_millis(250);
 /// Longest pause: how late this side notices that its attester is back.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
+/// Evidence is made anew after half of its life at the latest, this part of it earlier by chance: hosts that were
+/// started together do not ask their services together for ever.
+const JITTER: f64 = 0.2;
+/// A host that was suspended, or whose clock was set, notices it after this time.
+const MAX_NAP: Duration = Duration::from_secs(30);
+
 /// A certificate and the moment its evidence was asked for.
 struct Identity {
     shown: Arc<Fixed>,
     not_after: SystemTime,
     born: Instant,
     fresh_until: Instant,
+    /// How long it took to get.
+    took: Duration,
+}
+
+impl Identity {
+    /// Evidence that may be shown for `interval`, and no longer than its certificate is valid.
+    fn new(made: &Made, born: Instant, asked_at: SystemTime, interval: Duration) -> Self {
+        let valid = made.not_after.duration_since(asked_at).unwrap_or_default();
+        let fresh_until = born + interval.min(valid);
+        Self { shown: Fixed::of(made), not_after: made.not_after, born, fresh_until, took: born.elapsed() }
+    }
+
+    /// When newer evidence is to be asked for.
+    fn refresh_at(&self) -> Instant {
+        let half = (self.fresh_until - self.born) / 2;
+        // Tokens that live for seconds must not make a busy loop.
+        self.born + half.mul_f64(1.0 - JITTER * spread()).max(MIN_BACKOFF)
+    }
+}
+
+/// The newest failure, kept when it is over.
+#[derive(Clone)]
+pub struct Failed {
+    /// Why there was no evidence.
+    pub error: AttestError,
+    /// When.
+    pub at: SystemTime,
 }
 
 #[derive(Clone, Default)]
 struct State {
     current: Option<Arc<Identity>>,
+    /// Why the newest attempt failed; none when it did not.
     failure: Option<AttestError>,
+    last: Option<Failed>,
+    failures: u64,
 }
 
 impl State {
-    /// Evidence that grew older than the operator allows is not shown, whatever else fails.
-    fn fresh(&self) -> Option<&Arc<Identity>> {
-        self.current.as_ref().filter(|i| Instant::now() < i.fresh_until)
+    /// Evidence that grew older than the operator allows, or whose certificate is over, is not shown, whatever else
+    /// fails.
+    fn fresh(&self, clock: &dyn Clock) -> Option<&Arc<Identity>> {
+        self.current.as_ref().filter(|i| Instant::now() < i.fresh_until && clock.now() < i.not_after)
+    }
+
+    fn made(&mut self, identity: Identity) {
+        self.current = Some(Arc::new(identity));
+        self.failure = None;
+    }
+
+    fn failed(&mut self, error: AttestError, at: SystemTime) {
+        self.failures += 1;
+        self.last = Some(Failed { error: error.clone(), at });
+        self.failure = Some(error);
     }
 }
 
@@ -93,6 +142,7 @@ pub enum IdentityStore {
 /// Background refresh.
 pub struct Refreshed {
     state: watch::Receiver<State>,
+    clock: Arc<dyn Clock>,
     task: AbortHandle,
 }
 
@@ -110,6 +160,7 @@ pub struct EachTime {
 }
 
 /// What status shows of it.
+#[derive(Default)]
 pub struct Condition {
     /// Why there is no (newer) evidence.
     pub failure: Option<AttestError>,
@@ -117,8 +168,16 @@ pub struct Condition {
     pub usable: bool,
     /// Age of the evidence shown.
     pub age: Option<Duration>,
+    /// How much longer it may be shown.
+    pub left: Option<Duration>,
+    /// How long it took to get.
+    pub took: Option<Duration>,
     /// End of the certificate shown.
     pub not_after: Option<SystemTime>,
+    /// The newest failure, also when it is over.
+    pub last: Option<Failed>,
+    /// Failures since the start.
+    pub failures: u64,
 }
 
 impl IdentityStore {
@@ -135,8 +194,8 @@ impl IdentityStore {
         // The evidence must be replaced before its certificate ends.
         let interval = interval.min(certificate::VALIDITY * 9 / 10);
         let (tx, rx) = watch::channel(State::default());
-        let task = tokio::spawn(refresh(attester, interval, clock, tx)).abort_handle();
-        Self::Refreshed(Refreshed { state: rx, task })
+        let task = tokio::spawn(refresh(attester, interval, clock.clone(), tx)).abort_handle();
+        Self::Refreshed(Refreshed { state: rx, clock, task })
     }
 
     /// For the shared server configuration.
@@ -160,19 +219,25 @@ impl IdentityStore {
     /// For status.
     pub fn condition(&self) -> Condition {
         let state = match self {
-            Self::Plain(_) => return Condition { failure: None, usable: true, age: None, not_after: None },
+            Self::Plain(_) => return Condition { usable: true, ..Condition::default() },
             Self::Refreshed(r) => r.state.borrow().clone(),
             Self::EachTime(e) => e.last.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         };
         let usable = match self {
             Self::EachTime(_) => state.failure.is_none(),
-            _ => state.fresh().is_some(),
+            Self::Refreshed(r) => state.fresh(&*r.clock).is_some(),
+            Self::Plain(_) => true,
         };
+        let shown = state.current.as_ref();
         Condition {
             usable,
-            age: state.current.as_ref().map(|i| i.born.elapsed()),
-            not_after: state.current.as_ref().map(|i| i.not_after),
+            age: shown.map(|i| i.born.elapsed()),
+            left: shown.map(|i| i.fresh_until.saturating_duration_since(Instant::now())),
+            took: shown.map(|i| i.took),
+            not_after: shown.map(|i| i.not_after),
             failure: state.failure,
+            last: state.last,
+            failures: state.failures,
         }
     }
 }
@@ -180,10 +245,10 @@ impl IdentityStore {
 impl Refreshed {
     /// Waits only for the very first evidence; afterwards either there is some or the reason why not.
     async fn ready(&self) -> Result<Arc<Fixed>, AttestError> {
-        let mut rx = self.state.clone();
+        let (mut rx, clock) = (self.state.clone(), &*self.clock);
         let state =
-            rx.wait_for(|s| s.fresh().is_some() || s.failure.is_some()).await.map_err(|_| AttestError::Pending)?;
-        match (state.fresh(), &state.failure) {
+            rx.wait_for(|s| s.fresh(clock).is_some() || s.failure.is_some()).await.map_err(|_| AttestError::Pending)?;
+        match (state.fresh(clock), &state.failure) {
             (Some(identity), _) => Ok(identity.shown.clone()),
             (None, failure) => Err(failure.clone().unwrap_or(AttestError::Pending)),
         }
@@ -192,18 +257,18 @@ impl Refreshed {
 
 impl EachTime {
     async fn make(&self) -> Result<Arc<Fixed>, AttestError> {
-        let born = Instant::now();
-        let made = certificate::attested(&*self.attester, self.clock.now()).await;
+        let (born, asked_at) = (Instant::now(), self.clock.now());
+        let made = certificate::attested(&*self.attester, asked_at).await;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match made {
             Ok(made) => {
-                let shown = Fixed::of(&made);
-                let identity = Identity { shown: shown.clone(), not_after: made.not_after, born, fresh_until: born };
-                *last = State { current: Some(Arc::new(identity)), failure: None };
+                let identity = Identity::new(&made, born, asked_at, Duration::ZERO);
+                let shown = identity.shown.clone();
+                last.made(identity);
                 Ok(shown)
             }
             Err(e) => {
-                last.failure = Some(e.clone());
+                last.failed(e.clone(), asked_at);
                 Err(e)
             }
         }
@@ -213,20 +278,23 @@ impl EachTime {
 async fn refresh(attester: Arc<dyn Attester>, interval: Duration, clock: Arc<dyn Clock>, tx: watch::Sender<State>) {
     let mut backoff = MIN_BACKOFF;
     loop {
-        let born = Instant::now();
-        match certificate::attested(&*attester, clock.now()).await {
+        let (born, asked_at) = (Instant::now(), clock.now());
+        match certificate::attested(&*attester, asked_at).await {
             Ok(made) => {
                 backoff = MIN_BACKOFF;
-                let (shown, not_after) = (Fixed::of(&made), made.not_after);
-                let identity = Identity { shown, not_after, born, fresh_until: born + interval };
-                tx.send_replace(State { current: Some(Arc::new(identity)), failure: None });
-                // A third of the interval is left for an attester that is slow or away for a moment.
-                tokio::time::sleep_until(born + interval * 2 / 3).await;
+                let identity = Identity::new(&made, born, asked_at, interval);
+                let next = identity.refresh_at();
+                let over = identity.not_after;
+                tx.send_modify(|s| s.made(identity));
+                // A clock that was set, or a host that slept, may have ended the certificate before its time.
+                while Instant::now() < next && clock.now() < over {
+                    tokio::time::sleep_until(next.min(Instant::now() + MAX_NAP)).await;
+                }
             }
             Err(e) => {
                 tracing::warn!(reason = e.reason(), error = %e, "no new evidence");
-                tx.send_modify(|s| s.failure = Some(e));
-                tokio::time::sleep(backoff).await;
+                tx.send_modify(|s| s.failed(e, asked_at));
+                tokio::time::sleep(backoff.mul_f64(1.0 - JITTER * spread())).await;
                 backoff = (backoff * 2).min(MAX_BACKOFF);
             }
         }

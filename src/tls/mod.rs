@@ -7,6 +7,7 @@ mod endpoint;
 mod error;
 mod identity;
 mod peer;
+mod providers;
 pub mod session;
 mod standing;
 mod status;
@@ -23,7 +24,7 @@ pub use error::ChannelError;
 pub use peer::PeerError;
 pub use session::SessionError;
 pub use standing::{CurrentVerdict, Standing, Withdrawn};
-pub use status::{AttestStatus, PeerStatus, RefusalStatus, TlsStatus, VerifyStatus};
+pub use status::{AttestStatus, FailureStatus, PeerStatus, RefusalStatus, TlsStatus, VerifyStatus};
 
 /// An established tunnel connection whose peer was appraised, if this side verifies.
 pub struct Channel {

@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::attest::{Evidence, EvidenceError, RuntimeData, json_contains, x509};
+use crate::attest::{Credential, EvidenceError, RuntimeData, json_contains, x509};
+use crate::config::Model;
 
 /// How far the peer's clock may be ahead of ours when it makes a certificate.
 const SKEW: Duration = Duration::from_secs(300);
@@ -63,9 +64,9 @@ impl PeerError {
 /// A certificate that may be appraised; in `tng/1` its key, with evidence about a session.
 #[derive(Debug, Clone)]
 pub struct PeerCertificate {
-    /// Its evidence.
-    pub evidence: Evidence,
-    /// What the evidence must be bound to.
+    /// Evidence or token.
+    pub credential: Credential,
+    /// What it must be bound to.
     pub expected: RuntimeData,
     /// notAfter.
     pub not_after: SystemTime,
@@ -95,8 +96,17 @@ pub fn key_of(der: &[u8], now: SystemTime) -> Result<(Vec<u8>, SystemTime), Peer
     Ok((cert.public_key().raw.to_vec(), timely(&cert, now)?))
 }
 
+/// Whether the peer shows what `model` asks for.
+pub fn fits(credential: &Credential, model: Model) -> Result<(), PeerError> {
+    match (credential, model) {
+        (Credential::Evidence(_), Model::BackgroundCheck) | (Credential::Token(_), Model::Passport) => Ok(()),
+        (Credential::Token(_), Model::BackgroundCheck) => Err(EvidenceError::Passport.into()),
+        (Credential::Evidence(_), Model::Passport) => Err(EvidenceError::BackgroundCheck.into()),
+    }
+}
+
 /// Takes the certificate apart and checks all that needs no verifier.
-pub fn inspect(der: &[u8], now: SystemTime) -> Result<PeerCertificate, PeerError> {
+pub fn inspect(der: &[u8], model: Model, now: SystemTime) -> Result<PeerCertificate, PeerError> {
     let (rest, cert) = X509Certificate::from_der(der).map_err(|_| PeerError::Malformed)?;
     if !rest.is_empty() {
         return Err(PeerError::Malformed);
@@ -113,11 +123,15 @@ pub fn inspect(der: &[u8], now: SystemTime) -> Result<PeerCertificate, PeerError
         return Err(PeerError::SelfSignature);
     }
     let not_after = timely(&cert, now)?;
-    let evidence = Evidence::from_extension(extension.value)?;
+    let credential = Credential::from_extension(extension.value)?;
     let expected = RuntimeData::for_key(cert.public_key().raw);
-    let bound = evidence.runtime_object().ok_or(EvidenceError::Malformed("runtime data is not an object"))?;
-    if !json_contains(&bound.into(), expected.object()) {
-        return Err(PeerError::OtherKey);
+    fits(&credential, model)?;
+    // Whom a token is bound to counts after its signature.
+    if let Credential::Evidence(evidence) = &credential {
+        let bound = evidence.runtime_object().ok_or(EvidenceError::Malformed("runtime data is not an object"))?;
+        if !json_contains(&bound.into(), expected.object()) {
+            return Err(PeerError::OtherKey);
+        }
     }
-    Ok(PeerCertificate { evidence, expected, not_after })
+    Ok(PeerCertificate { credential, expected, not_after })
 }

@@ -249,7 +249,7 @@ fn expired(failure: Option<ChannelError>, certificate_over: bool) -> Withdrawn {
 }
 
 /// Between 0 and 1, different for every call: peers that were let in together are not renewed together.
-fn spread() -> f64 {
+pub(super) fn spread() -> f64 {
     use std::hash::{BuildHasher, Hasher};
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
     (random >> 11) as f64 / (1u64 << 53) as f64

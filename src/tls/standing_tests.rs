@@ -35,6 +35,7 @@ fn verdict(now: SystemTime, ttl: Duration) -> Arc<Verdict> {
         claims: Default::default(),
         appraised_at: now,
         expires_at: now + ttl,
+        ..Verdict::default()
     })
 }
 

@@ -51,6 +51,8 @@ pub struct TlsStatus {
 pub struct AttestStatus {
     /// Provider, as in the configuration.
     pub provider: &'static str,
+    /// What is shown: `background_check` (evidence) or `passport` (a token).
+    pub model: &'static str,
     /// `ok`; `failing` while newer evidence cannot be had or there is none.
     pub state: &'static str,
     /// Whether handshakes are still served.
@@ -61,8 +63,27 @@ pub struct AttestStatus {
     pub error: Option<String>,
     /// Age of the evidence, seconds.
     pub evidence_age: Option<u64>,
+    /// Seconds until it may be shown no more.
+    pub evidence_left: Option<u64>,
+    /// Time it took to get, token included, milliseconds.
+    pub evidence_took_ms: Option<u64>,
     /// End of the certificate.
     pub certificate_expires: Option<u64>,
+    /// The newest failure, also when it is over.
+    pub last_failure: Option<FailureStatus>,
+    /// Failures since the start.
+    pub failures: u64,
+}
+
+/// A failure to get evidence.
+#[derive(Debug, Clone, Serialize)]
+pub struct FailureStatus {
+    /// When.
+    pub at: u64,
+    /// Slug.
+    pub reason: &'static str,
+    /// Text.
+    pub error: String,
 }
 
 /// Appraisal this side demands.
@@ -70,6 +91,8 @@ pub struct AttestStatus {
 pub struct VerifyStatus {
     /// Provider, as in the configuration.
     pub provider: &'static str,
+    /// `background_check` or `passport`.
+    pub model: String,
     /// Policies demanded.
     pub policy_ids: Vec<String>,
     /// What the trust rests on.
@@ -87,6 +110,14 @@ pub struct PeerStatus {
     pub peer: IpAddr,
     /// TEE.
     pub tee: String,
+    /// What the appraisal ended in.
+    pub status: String,
+    /// Devices appraised with it.
+    pub devices: Vec<String>,
+    /// What the appraisal found, printable and bounded.
+    pub claims: BTreeMap<String, String>,
+    /// What the trust in the appraisal rests on.
+    pub trust_anchor: String,
     /// Policies.
     pub policy_ids: Vec<String>,
     /// Whether the TEE proves nothing.
@@ -102,6 +133,10 @@ impl PeerStatus {
         Self {
             peer,
             tee: v.tee.clone(),
+            status: v.status.clone(),
+            devices: v.devices.clone(),
+            claims: v.claims.clone(),
+            trust_anchor: v.trust_anchor.clone(),
             policy_ids: v.policy_ids.clone(),
             sample: v.sample,
             appraised_at: unix(v.appraised_at),

@@ -15,7 +15,7 @@ pub fn attest_sample() -> Attest {
 
 /// Sample evidence with this refresh interval.
 pub fn attest(refresh_interval: Duration) -> Attest {
-    Attest { provider: AttestProvider::Sample, refresh_interval }
+    Attest { provider: AttestProvider::Sample, refresh_interval, additional_evidence: false, passport: None }
 }
 
 /// The embedded verifier.
@@ -25,6 +25,7 @@ pub fn verify_sample(allow_sample: bool) -> Verify {
         policy_ids: vec!["default".into()],
         allow_sample,
         verdict_ttl: Duration::from_secs(300),
+        model: Model::BackgroundCheck,
     }
 }
 

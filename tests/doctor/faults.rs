@@ -330,6 +330,24 @@ const FAULTS: &[Fault] = &[
         "[as-unreachable]",
         "curl -v http://127.0.0.1:8080/.well-known/jwks.json",
     ),
+    (
+        Check::AaAnswer,
+        Severity::Error,
+        // Nobody listens there.
+        |h| attest(h, "asr_addr = \"http://127.0.0.1:1\""),
+        "[aa-unreachable]",
+        "curl -v http://127.0.0.1:1/info",
+    ),
+    (
+        Check::AsAnswer,
+        Severity::Error,
+        |h| {
+            attest(h, "provider = \"sample\"\nmodel = \"passport\"\nas_addr = \"http://127.0.0.1:8099/\"");
+            h.service = Err(VerifyError::AsUnreachable("refused".into()));
+        },
+        "[as-unreachable]",
+        "curl -v http://127.0.0.1:80",
+    ),
     (Check::AsClock, Severity::Error, |h| date(h, NOW + Duration::from_secs(90)), "90 s", "timedatectl"),
     (Check::AsClock, Severity::Warning, |h| date(h, NOW - Duration::from_secs(45)), "45 s", "timedatectl"),
     (Check::ClockYear, Severity::Error, |h| h.now = UNIX_EPOCH + Duration::from_secs(86400), "1970", "timedatectl"),
@@ -341,6 +359,14 @@ const FAULTS: &[Fault] = &[
         "timedatectl set-ntp true",
     ),
 ];
+
+/// Other lines in the attest table.
+fn attest(host: &mut FakeHost, lines: &str) {
+    let text = std::fs::read_to_string(tng::ctl::doctor::Host::path(host, "/etc/tng/in.toml")).expect("config");
+    let (head, rest) = text.split_once("[ingress.attest]\n").expect("an attest table");
+    let tail = rest.split_once('[').map(|(_, tail)| format!("[{tail}")).unwrap_or_default();
+    host.config(&format!("{head}[ingress.attest]\n{lines}\n{tail}"));
+}
 
 fn broken_nft(host: &mut FakeHost) {
     host.answer("unshare", failed("/dev/stdin:2:1-9: Error: Could not process rule: No such file or directory\n"));

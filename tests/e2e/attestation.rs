@@ -133,3 +133,47 @@ fn evidence_that_was_made_for_another_key_is_refused_without_a_service_too() {
     let _aa = agent(&world.server, &socket, "good");
     accepted(&world, [&ingress, &egress]);
 }
+
+#[test]
+fn a_passport_is_checked_without_a_service_and_both_sides_must_be_of_one_model() {
+    let world = World::new();
+    let _nginx = Nginx::usual(&world.server);
+    let socket = world.server.dir().join("aa.sock");
+    let attest = format!(
+        "[egress.attest]\naa_addr = \"unix://{}\"\nadditional_evidence = true\nrefresh_interval = \"0s\"\n\
+         model = \"passport\"\nas_addr = \"http://{SERVICE}/\"\n",
+        socket.display()
+    );
+    let ca = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/coco/as-ca.pem");
+    let passport = format!("[ingress.verify]\nmodel = \"passport\"\ntrusted_certs = [\"{ca}\"]\nallow_sample = true\n");
+    let aa = agent(&world.server, &socket, "device");
+    let issuer = start(&world.server, "fake_as", &[SERVICE, "affirming"]);
+    let egress = Tng::start(&world.server, "out", &egress(8080, "", &attest));
+    let verifier = Tng::start(&world.client, "in", &ingress(TO_SERVER, &passport));
+    accepted(&world, [&verifier, &egress]);
+    let status: Value = serde_json::from_str(&verifier.ctl(&["status", "--json"]).expect_ok()).expect("JSON");
+    let verdict = &status[0]["endpoints"][0]["verdicts"][0];
+    assert_eq!((&verdict["tee"], &verdict["status"]), (&"sample".into(), &"affirming".into()), "{verdict}");
+    assert_eq!(verdict["devices"][0], "sampledevice", "{verdict}");
+    assert_eq!(verdict["claims"]["debug"], "false", "{verdict}");
+    let shown = egress.ctl(&["status"]).stdout;
+    assert!(shown.contains("passport of http://") && shown.contains("evidence "), "{shown}");
+
+    drop(issuer);
+    refused(&world, &egress, "as-unreachable");
+    let issuer = start(&world.server, "fake_as", &[SERVICE, "stranger"]);
+    refused(&world, &verifier, "token-untrusted-signer");
+    drop(issuer);
+    let _issuer = start(&world.server, "fake_as", &[SERVICE, "affirming"]);
+    drop(aa);
+    let aa = agent(&world.server, &socket, "good");
+    refused(&world, &egress, "aa-no-devices");
+    drop(aa);
+    let _aa = agent(&world.server, &socket, "device");
+    accepted(&world, [&verifier, &egress]);
+
+    drop(verifier);
+    let background = "[ingress.verify]\nprovider = \"sample\"\nallow_sample = true\n";
+    let verifier = Tng::start(&world.client, "in", &ingress(TO_SERVER, background));
+    refused(&world, &verifier, "peer-evidence-passport");
+}

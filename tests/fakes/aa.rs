@@ -14,11 +14,18 @@ use tokio::task::AbortHandle;
 /// The recording of evidence whose report data is a SHA-384 digest, as of a certificate's claims.
 const OTHER_KEYS_EVIDENCE: &str = "GetEvidence 1=hex:59e1748777448c69de6b800d7a33bbfb9ff1b463e44354c3553bcdb9c666fa90125a3c79f90397bdf5f6a13de828684f";
 
+/// The recording of an agent without devices.
+const NO_DEVICE: &str = "GetAdditionalEvidence 1=hex:59e1748777448c69de6b800d7a33bbfb9ff1b463e44354c3553bcdb9c666fa90125a3c79f90397bdf5f6a13de828684f";
+
 /// How the agent behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Sample evidence.
     Good,
+    /// The same with a sample device.
+    Device,
+    /// The same whose evidence is made over nothing, as TNG 2.8 asks for it.
+    UnboundDevice,
     /// Sample evidence for report data that was recorded elsewhere: evidence of another key.
     OtherKey,
     /// The recorded answer to a call that failed inside the agent.
@@ -42,6 +49,7 @@ impl FromStr for Mode {
     fn from_str(s: &str) -> Result<Self, String> {
         Ok(match s {
             "good" => Self::Good,
+            "device" => Self::Device,
             "other-key" => Self::OtherKey,
             "error" => Self::Error,
             "old-agent" => Self::OldAgent,
@@ -73,8 +81,13 @@ struct Field1 {
 
 /// (name, request frame, answer frame) of each recorded exchange.
 pub fn recorded() -> Vec<(String, Vec<u8>, Vec<u8>)> {
+    recorded_in("aa-ttrpc-wire.txt")
+}
+
+/// The same of one file.
+pub fn recorded_in(file: &str) -> Vec<(String, Vec<u8>, Vec<u8>)> {
     let hex = |s: &str| (0..s.len() / 2).map(|i| u8::from_str_radix(&s[2 * i..2 * i + 2], 16).unwrap()).collect();
-    let text = super::text("aa-ttrpc-wire.txt");
+    let text = super::text(file);
     let parts = text.split("### ").skip(1);
     parts
         .map(|part| {
@@ -95,6 +108,15 @@ fn answer(body: &[u8]) -> Vec<u8> {
     out
 }
 
+/// A good answer with these bytes. An empty status stands first in every one.
+fn good(bytes: Vec<u8>) -> Vec<u8> {
+    let payload = Field1 { value: bytes }.encode_to_vec();
+    let mut body = vec![0x0a, 0x00, 0x12];
+    prost::encoding::encode_varint(payload.len() as u64, &mut body);
+    body.extend(payload);
+    answer(&body)
+}
+
 /// The agent's answer to a request, stream id 1.
 pub fn reply(mode: Mode, request: &Request) -> Vec<u8> {
     match (mode, request.method.as_str()) {
@@ -104,14 +126,15 @@ pub fn reply(mode: Mode, request: &Request) -> Vec<u8> {
         (Mode::OtherKey, "GetEvidence") => recorded_answer(OTHER_KEYS_EVIDENCE),
         (_, "GetEvidence") => {
             let data = Field1::decode(&request.payload[..]).unwrap().value;
-            let evidence = format!(r#"{{"report_data":"{}","svn":"1"}}"#, BASE64_STANDARD.encode(data));
-            let payload = Field1 { value: evidence.into_bytes() }.encode_to_vec();
-            // An empty status stands first in every good answer.
-            let mut body = vec![0x0a, 0x00, 0x12];
-            prost::encoding::encode_varint(payload.len() as u64, &mut body);
-            body.extend(payload);
-            answer(&body)
+            good(format!(r#"{{"report_data":"{}","svn":"1"}}"#, BASE64_STANDARD.encode(data)).into_bytes())
         }
+        (Mode::Device | Mode::UnboundDevice, "GetAdditionalEvidence") => {
+            let data = Field1::decode(&request.payload[..]).unwrap().value;
+            let data = if mode == Mode::Device { data } else { Vec::new() };
+            let evidence = format!(r#"{{"report_data":"{}","svn":"2"}}"#, BASE64_STANDARD.encode(data));
+            good(format!(r#"{{"sampledevice":{evidence}}}"#).into_bytes())
+        }
+        (Mode::Good, "GetAdditionalEvidence") => recorded_answer(NO_DEVICE),
         _ => recorded_answer("NoSuchMethod"),
     }
 }

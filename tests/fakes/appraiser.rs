@@ -35,6 +35,10 @@ pub enum Mode {
     Silent,
     /// A token that is over.
     Expired,
+    /// Affirms for so many seconds.
+    Short(u64),
+    /// Affirms the TEE and warns of the devices.
+    DeviceWarning,
     /// A token about other runtime data.
     WrongRuntimeData,
     /// A token under another policy.
@@ -235,6 +239,17 @@ pub struct Asked {
     pub structured: Value,
     pub hash: String,
     pub policy_ids: Vec<String>,
+    /// What is appraised together with it.
+    pub devices: Vec<Device>,
+}
+
+/// Evidence of a device beside the TEE's.
+pub struct Device {
+    pub tee: String,
+    /// base64url without padding.
+    pub evidence: String,
+    pub structured: Value,
+    pub hash: String,
 }
 
 /// Why there is no token.
@@ -246,6 +261,19 @@ pub enum Refusal {
     Policy,
     /// Something in the request is wrong.
     Request(String),
+}
+
+/// The evidence, if its report data is the digest of the runtime data that comes with it.
+fn bound(evidence: &str, claims: &Value, hash: &str) -> Result<Value, Refusal> {
+    let evidence = BASE64_URL_SAFE_NO_PAD.decode(evidence).ok();
+    let Some(evidence) = evidence.and_then(|e| serde_json::from_slice::<Value>(&e).ok()) else {
+        return Err(Refusal::Request("base64 decode evidence".into()));
+    };
+    let report = BASE64_STANDARD.encode(digest::digest(&digest::SHA384, claims.to_string().as_bytes()));
+    if hash != "sha384" || evidence["report_data"] != *report {
+        return Err(Refusal::Evidence);
+    }
+    Ok(evidence)
 }
 
 /// Appraises as `mode` says.
@@ -260,14 +288,14 @@ pub fn appraise(mode: Mode, signer: &Signer, asked: &Asked, compact: bool) -> Re
     if tee != "sample" && tee != azure {
         return Err(Refusal::Request(tee.to_owned()));
     }
-    let evidence = BASE64_URL_SAFE_NO_PAD.decode(&asked.evidence).ok();
-    let Some(evidence) = evidence.and_then(|e| serde_json::from_slice::<Value>(&e).ok()) else {
-        return Err(Refusal::Request("base64 decode evidence".into()));
-    };
     let claims = &asked.structured;
-    let report = BASE64_STANDARD.encode(digest::digest(&digest::SHA384, claims.to_string().as_bytes()));
-    if asked.hash != "sha384" || evidence["report_data"] != *report {
-        return Err(Refusal::Evidence);
+    let evidence = bound(&asked.evidence, claims, &asked.hash)?;
+    let mut devices = Vec::new();
+    for device in &asked.devices {
+        if device.tee != "sampledevice" {
+            return Err(Refusal::Request(device.tee.clone()));
+        }
+        devices.push((&device.structured, bound(&device.evidence, &device.structured, &device.hash)?));
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let now = now.checked_add_signed(mode.clock()).unwrap();
@@ -276,7 +304,7 @@ pub fn appraise(mode: Mode, signer: &Signer, asked: &Asked, compact: bool) -> Re
     let policy = asked.policy_ids.first().cloned().unwrap_or_else(|| "default".to_owned());
     let policy = if mode == Mode::WrongPolicy { "another".to_owned() } else { policy };
     let status = if let Mode::Status(s) = mode { s } else { "affirming" };
-    let submod = |policy: &str| {
+    let submod = |policy: &str, status: &str, tee: &str, claims: &Value, evidence: &Value| {
         json!({
             "ear.status": status,
             "ear.trustworthiness-vector": { "executables": 2 },
@@ -291,10 +319,10 @@ pub fn appraise(mode: Mode, signer: &Signer, asked: &Asked, compact: bool) -> Re
     let mut token = json!({
         "eat_profile": "tag:github.com,2024:confidential-containers/Trustee",
         "iat": iat,
-        "exp": iat + 300,
+        "exp": iat + if let Mode::Short(seconds) = mode { seconds } else { 300 },
         "iss": "CoCo-Attestation-Service",
         "ear.verifier-id": { "developer": "https://confidentialcontainers.org", "build": "attestation-service 0.1.0" },
-        "submods": { "cpu0": submod(&policy) },
+        "submods": { "cpu0": submod(&policy, status, tee, &claims, &evidence) },
     });
     match mode {
         Mode::Padded(bytes) => token["padding"] = "x".repeat(bytes).into(),
@@ -302,8 +330,14 @@ pub fn appraise(mode: Mode, signer: &Signer, asked: &Asked, compact: bool) -> Re
             token["nbf"] = (now + 3600).into();
             token["exp"] = (now + 7200).into();
         }
-        Mode::Forged(Forgery::TwoPolicies) => token["submods"]["gpu0"] = submod("lenient"),
+        Mode::Forged(Forgery::TwoPolicies) => {
+            token["submods"]["gpu0"] = submod("lenient", status, tee, &claims, &evidence)
+        }
         _ => {}
+    }
+    for (n, (claims, evidence)) in devices.into_iter().enumerate() {
+        let status = if mode == Mode::DeviceWarning { "warning" } else { status };
+        token["submods"][format!("gpu{n}")] = submod(&policy, status, "sampledevice", claims, &evidence);
     }
     Ok(signer.token(&token, mode))
 }

@@ -233,6 +233,7 @@ fn evaluate(mode: Mode, shared: &Shared, data: &[u8]) -> Result<Vec<u8>, (u16, S
             structured: serde_json::from_str(&asked.structured_runtime_data.unwrap_or_default()).unwrap_or_default(),
             hash: asked.runtime_data_hash_algorithm,
             policy_ids: asked.policy_ids,
+            devices: Vec::new(),
         }
     } else {
         let mut asked = AttestationRequest::decode(data).map_err(|e| bad("AttestationRequest", e))?;

@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 
 pub use super::appraiser::Mode;
-use super::appraiser::{Asked, KID, Refusal, Signer, appraise};
+use super::appraiser::{Asked, Device, KID, Refusal, Signer, appraise};
 use super::as_grpc;
 
 /// What the port speaks.
@@ -32,6 +32,7 @@ pub(super) struct Shared {
     pub appraisals: AtomicU64,
     pub requests: AtomicU64,
     pub headers: Mutex<String>,
+    pub body: Mutex<Vec<u8>>,
 }
 
 impl Shared {
@@ -67,6 +68,7 @@ impl FakeAs {
             appraisals: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             headers: Mutex::default(),
+            body: Mutex::default(),
         });
         let (s, is_tls) = (shared.clone(), tls.is_some());
         let task = tokio::spawn(async move {
@@ -101,6 +103,10 @@ impl FakeAs {
     /// Requests of any kind so far.
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::SeqCst)
+    }
+    /// The newest request for an appraisal.
+    pub fn last_request(&self) -> Value {
+        serde_json::from_slice(&self.shared.body.lock().unwrap()).unwrap_or_default()
     }
     /// Head of the newest request.
     pub fn last_head(&self) -> String {
@@ -154,6 +160,9 @@ async fn http1<T: AsyncRead + AsyncWrite + Unpin>(mut stream: T, mut buffer: Vec
         }
     }
     *shared.headers.lock().unwrap() = head.clone();
+    if head.starts_with("POST ") {
+        *shared.body.lock().unwrap() = buffer[head_end..].to_vec();
+    }
     shared.requests.fetch_add(1, Ordering::SeqCst);
     let mode = shared.mode();
     let keys =
@@ -214,6 +223,16 @@ fn recorded_body(name: &str) -> String {
 const ERROR: &str = "500 Internal Server Error";
 const BAD_REQUEST: &str = "400 Bad Request";
 
+fn device_of(request: &Value) -> Device {
+    let text = |key: &str| request[key].as_str().unwrap_or_default().to_owned();
+    Device {
+        tee: text("tee"),
+        evidence: text("evidence"),
+        structured: request["runtime_data"]["structured"].clone(),
+        hash: text("runtime_data_hash_algorithm"),
+    }
+}
+
 fn attestation(mode: Mode, signer: &Signer, body: &[u8]) -> (&'static str, String) {
     match mode {
         Mode::BadRequest => {
@@ -239,6 +258,7 @@ fn attestation(mode: Mode, signer: &Signer, body: &[u8]) -> (&'static str, Strin
             return (BAD_REQUEST, text.into());
         }
     };
+    let devices = request["verification_requests"].as_array().and_then(|list| list.get(1..)).unwrap_or_default();
     let text = |key: &str| one[key].as_str().unwrap_or_default().to_owned();
     let asked = Asked {
         tee: text("tee"),
@@ -246,6 +266,7 @@ fn attestation(mode: Mode, signer: &Signer, body: &[u8]) -> (&'static str, Strin
         structured: one["runtime_data"]["structured"].clone(),
         hash: text("runtime_data_hash_algorithm"),
         policy_ids: serde_json::from_value(request["policy_ids"].clone()).unwrap(),
+        devices: devices.iter().map(device_of).collect(),
     };
     let openanolis = matches!(mode, Mode::Openanolis { .. });
     let refusal = match appraise(mode, signer, &asked, openanolis) {

@@ -6,6 +6,7 @@ pub mod aa;
 pub mod appraiser;
 pub mod as_grpc;
 pub mod as_rest;
+pub mod asr;
 
 use std::path::PathBuf;
 

@@ -12,8 +12,8 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use super::test_pki::{Amd, Guest, Intel, NOW, Td, at};
 use super::*;
 use crate::config::{
-    Attest, AttestProvider, DEFAULT_INGRESS_MARK, Endpoint, EndpointName, Limits, Mapping, Mode, PortRange, Ra, Side,
-    TargetHost, Verify, VerifyProvider, Wanted,
+    Attest, AttestProvider, DEFAULT_INGRESS_MARK, Endpoint, EndpointName, Limits, Mapping, Mode, Model, PortRange, Ra,
+    Side, TargetHost, Verify, VerifyProvider, Wanted,
 };
 use crate::tls::{Channel, ChannelError, EndpointTls, Peer};
 
@@ -105,9 +105,15 @@ async fn met(roots: Roots, config: Builtin, tee: &'static str, machine: Machine)
         policy_ids: vec![],
         allow_sample: false,
         verdict_ttl: Duration::from_secs(300),
+        model: Model::BackgroundCheck,
     };
-    let client = endpoint(Ra { attest: None, verify: Some(verify), ..Ra::default() });
-    let attest = Attest { provider: AttestProvider::Aa { socket }, refresh_interval: Duration::from_secs(600) };
+    let client = endpoint(Ra { verify: Some(verify), ..Ra::default() });
+    let attest = Attest {
+        provider: AttestProvider::Aa { socket },
+        refresh_interval: Duration::from_secs(600),
+        additional_evidence: false,
+        passport: None,
+    };
     let server = endpoint(Ra { attest: Some(attest), ..Ra::default() });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (c, s) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());

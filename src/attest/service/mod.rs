@@ -14,6 +14,7 @@ mod transport;
 mod verifier;
 
 pub use address::ServiceStatus;
+pub(super) use connector::Connector;
 pub(super) use http::{HttpClient, client as http_client};
 pub(super) use transport::{Roots, dialer, tls};
 pub use verifier::{AsSeen, AsVerifier};

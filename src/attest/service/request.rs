@@ -7,7 +7,7 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use serde_json::{Map, Value, json};
 
 use super::shorten;
-use crate::attest::{AsStatus, Evidence, VerifyError, token};
+use crate::attest::{AsStatus, Evidence, VerifyError, devices, token};
 
 /// Hash that binds the runtime data; the ecosystem's default.
 const HASH: &str = "sha384";
@@ -77,12 +77,15 @@ pub struct Token {
 }
 
 impl Ask {
-    /// Asks for an appraisal of `evidence` under the policies.
+    /// Asks for an appraisal of `evidence`, and of the devices bound to it, under the policies.
     pub fn new(evidence: &Evidence, policy_ids: &[String]) -> Result<Self, VerifyError> {
-        let runtime_data = evidence.runtime_object().ok_or(VerifyError::Malformed("runtime data is not an object"))?;
-        let encoded = BASE64_URL_SAFE_NO_PAD.encode(&evidence.evidence);
-        let cpu = Part { tee: evidence.tee.clone(), evidence: encoded, runtime_data };
-        Ok(Self { parts: vec![cpu], policy_ids: policy_ids.to_vec() })
+        let part = |piece: devices::Piece| Part {
+            tee: piece.tee,
+            evidence: BASE64_URL_SAFE_NO_PAD.encode(&piece.evidence),
+            runtime_data: piece.runtime_data,
+        };
+        let parts = devices::pieces(evidence)?.into_iter().map(part).collect();
+        Ok(Self { parts, policy_ids: policy_ids.to_vec() })
     }
 
     /// Body of `POST /attestation`. A flat request has room for the first part alone.

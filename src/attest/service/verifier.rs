@@ -11,7 +11,7 @@ use super::client::Client;
 use super::discovery::{Kept, KeySets, of_service};
 use super::request::{Ask, Token};
 use crate::attest::anchors::Anchors;
-use crate::attest::{Clock, Evidence, RuntimeData, TOKEN_LEEWAY, Verdict, Verifier, VerifyError, token};
+use crate::attest::{Clock, Evidence, RuntimeData, TOKEN_LEEWAY, TokenIssuer, Verdict, Verifier, VerifyError, token};
 use crate::config::{AsKind, AsService, Mark, Verify};
 
 /// A verifier that asks an Attestation Service.
@@ -92,35 +92,6 @@ impl AsVerifier {
         Ok(AsSeen { anchors, date })
     }
 
-    /// A token on `evidence`, for somebody else to check: what it says is not looked at.
-    ///
-    /// # Errors
-    /// No address gives one.
-    pub async fn token(&self, evidence: &Evidence) -> Result<String, VerifyError> {
-        let ask = Ask::new(evidence, &self.policy_ids)?;
-        let (token, _) = self.client.token(&ask, self.client.deadline()).await?;
-        Ok(token.text)
-    }
-
-    /// Checks a token that somebody else got from the service; it must be bound to `expected`.
-    ///
-    /// # Errors
-    /// Those of the token; or the anchors cannot be had, where each address is asked for its own.
-    pub async fn check(&self, token: &str, expected: &RuntimeData) -> Result<Verdict, VerifyError> {
-        let until = self.client.deadline();
-        let mut outcome = Err(VerifyError::Internal);
-        for place in 0..self.client.addresses().len() {
-            outcome = self.judge(token, place, &self.wanted(expected), until).await;
-            // Which address it came from, nobody knows: another one may vouch for its signer.
-            let named = matches!(self.trust, Trust::Named { .. });
-            let next = matches!(outcome, Err(VerifyError::TokenUntrustedSigner(_) | VerifyError::AsUnreachable(_)));
-            if named || !next {
-                break;
-            }
-        }
-        outcome
-    }
-
     fn wanted<'a>(&'a self, expected: &'a RuntimeData) -> token::Expected<'a> {
         token::Expected {
             runtime_data: expected.object(),
@@ -185,6 +156,16 @@ impl AsVerifier {
 }
 
 #[async_trait]
+impl TokenIssuer for AsVerifier {
+    /// What the token says is not looked at: the peer checks it.
+    async fn issue(&self, evidence: &Evidence) -> Result<String, VerifyError> {
+        let ask = Ask::new(evidence, &self.policy_ids)?;
+        let (token, _) = self.client.token(&ask, self.client.deadline()).await?;
+        Ok(token.text)
+    }
+}
+
+#[async_trait]
 impl Verifier for AsVerifier {
     async fn appraise(&self, evidence: &Evidence, expected: &RuntimeData) -> Result<Verdict, VerifyError> {
         let until = self.client.deadline();
@@ -192,6 +173,21 @@ impl Verifier for AsVerifier {
         let (token, place) = self.client.token(&ask, until).await?;
         let outcome = self.judge(&token.text, place, &self.wanted(expected), until).await;
         outcome.map_err(|e| self.explain(e, &token))
+    }
+    /// Of a token that somebody got from the service; where each address is asked for its anchors, any may vouch for it.
+    async fn check_token(&self, token: &str, expected: &RuntimeData) -> Result<Verdict, VerifyError> {
+        let until = self.client.deadline();
+        let mut outcome = Err(VerifyError::Internal);
+        for place in 0..self.client.addresses().len() {
+            outcome = self.judge(token, place, &self.wanted(expected), until).await;
+            // Which address it came from, nobody knows: another one may vouch for its signer.
+            let named = matches!(self.trust, Trust::Named { .. });
+            let next = matches!(outcome, Err(VerifyError::TokenUntrustedSigner(_) | VerifyError::AsUnreachable(_)));
+            if named || !next {
+                break;
+            }
+        }
+        outcome
     }
     fn calls(&self) -> u64 {
         self.client.requests()

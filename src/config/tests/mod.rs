@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::*;
 
+mod attestation;
 mod builtin;
 mod conflicts;
 mod files;

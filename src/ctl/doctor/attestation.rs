@@ -29,12 +29,15 @@ const DEVICES: [&str; 6] = [
 /// Flags of /proc/cpuinfo in a guest with a TEE.
 const CPU_FLAGS: [&str; 2] = ["tdx_guest", "sev_snp"];
 
+const NO_VERDICT: &str = "no peer can be appraised: connections that verify are refused";
+
 /// Agents and services of one instance, each once.
 pub(super) fn check(host: &dyn Host, instance: &Instance, units: &Units) -> Vec<Finding> {
     let Ok(config) = &instance.config else { return Vec::new() };
     let mut found = Vec::new();
     let (mut sockets, mut helpers, mut services) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let mut samples = Vec::new();
+    let mut has_agent = false;
     for endpoint in &config.endpoints {
         match endpoint.ra.attest.as_ref().map(|a| &a.provider) {
             Some(AttestProvider::Aa { socket }) if sockets.insert(socket.clone()) => {
@@ -43,22 +46,26 @@ pub(super) fn check(host: &dyn Host, instance: &Instance, units: &Units) -> Vec<
             Some(AttestProvider::Helper { socket, provider }) if helpers.insert((socket.clone(), provider.name())) => {
                 found.push(evidence::check(host, socket, *provider));
             }
+            Some(AttestProvider::Asr { addr }) if services.insert(addr.to_string()) => {
+                has_agent = true;
+                found.extend(api_server(host, addr, &instance.name));
+            }
             Some(AttestProvider::Sample) => samples.push(format!("{} shows", endpoint.name)),
             _ => {}
+        }
+        // Its anchors do not matter to this host, its answer does.
+        if let Some(passport) = endpoint.ra.attest.as_ref().and_then(|a| a.passport.as_ref()) {
+            let why = "this side has no token to show: peers refuse it";
+            found.extend(each(host, &passport.as_verify(), &passport.service, why, &mut services));
         }
         let Some(verify) = &endpoint.ra.verify else { continue };
         if verify.allow_sample || matches!(verify.provider, VerifyProvider::Sample) {
             samples.push(format!("{} accepts", endpoint.name));
         }
         let VerifyProvider::As(all) = &verify.provider else { continue };
-        for addr in &all.addrs {
-            if services.insert(addr.to_string()) {
-                let one = AsService { addrs: vec![addr.clone()], ..all.clone() };
-                found.extend(service(host, verify, &one, addr));
-            }
-        }
+        found.extend(each(host, verify, all, NO_VERDICT, &mut services));
     }
-    if !sockets.is_empty() {
+    if has_agent || !sockets.is_empty() {
         found.push(tee(host));
     }
     if !samples.is_empty() {
@@ -124,6 +131,27 @@ fn agent(host: &dyn Host, socket: &Path, name: &str, units: &Units) -> Vec<Findi
     found
 }
 
+/// The agent behind CoCo's API server.
+fn api_server(host: &dyn Host, addr: &url::Url, name: &str) -> Vec<Finding> {
+    match host.api_server(addr) {
+        Ok(tee) => {
+            let mut found = vec![Finding::ok(Check::AaAnswer, format!("{addr} answers, its agent's TEE is {tee}"))];
+            if crate::attest::is_sample_tee(&tee) {
+                found.push(
+                    Finding::warning(Check::Tee, format!("the agent's TEE is {tee}"))
+                        .why("it proves nothing; peers refuse it unless they allow the sample TEE"),
+                );
+            }
+            found
+        }
+        Err(e) => vec![
+            Finding::error(Check::AaAnswer, format!("{addr}: {e} [{}]", e.reason()))
+                .why("no evidence can be made without the agent: peers that verify are refused")
+                .fix(format!("curl -v {addr}info  # start or update api-server-rest, or correct asr_addr of {name}")),
+        ],
+    }
+}
+
 /// The packaged way: the proxy, and the address of it in the configuration.
 fn denied(socket: &str, user: &str, name: &str, proxied: bool) -> Finding {
     let fix = if proxied {
@@ -139,19 +167,26 @@ fn denied(socket: &str, user: &str, name: &str, proxied: bool) -> Finding {
         .fix(fix)
 }
 
+/// The addresses of a service that were not asked yet.
+fn each(host: &dyn Host, verify: &Verify, all: &AsService, why: &str, asked: &mut BTreeSet<String>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for addr in &all.addrs {
+        if asked.insert(addr.to_string()) {
+            let one = AsService { addrs: vec![addr.clone()], ..all.clone() };
+            found.extend(service(host, verify, &one, addr, why));
+        }
+    }
+    found
+}
+
 /// One address of a service.
-fn service(host: &dyn Host, verify: &Verify, service: &AsService, addr: &url::Url) -> Vec<Finding> {
+fn service(host: &dyn Host, verify: &Verify, service: &AsService, addr: &url::Url, why: &str) -> Vec<Finding> {
     let seen = match host.service(verify, service) {
         Ok(seen) => seen,
         Err(e) => {
-            return vec![
-                Finding::error(Check::AsAnswer, format!("{addr}: {e} [{}]", e.reason()))
-                    .why("no peer can be appraised: connections that verify are refused")
-                    .fix(format!(
-                        "curl -v {}  # and correct as_addr, trusted_certs or the way there",
-                        signer_url(addr)
-                    )),
-            ];
+            let fix = format!("curl -v {}  # and correct as_addr, trusted_certs or the way there", signer_url(addr));
+            let finding = Finding::error(Check::AsAnswer, format!("{addr}: {e} [{}]", e.reason()));
+            return vec![finding.why(why).fix(fix)];
         }
     };
     let mut found = vec![Finding::ok(Check::AsAnswer, format!("{addr} answers; anchors: {}", seen.anchors))];

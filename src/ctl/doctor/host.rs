@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::unistd::{Uid, User};
 
 use super::agent;
-use crate::attest::{AsSeen, AsVerifier, SystemClock, VerifyError};
+use crate::attest::{AsSeen, AsVerifier, AsrAttester, AttestError, SystemClock, VerifyError};
 use crate::capture::nft::{self, NftError};
 use crate::capture::plan::{capture_table_name, guard_table_name};
 use crate::capture::{guard, observe, routes};
@@ -99,6 +99,15 @@ pub trait Host {
     fn agent(&self, socket: &Path, user: &str, more: &[&str]) -> Result<String, agent::AgentError>;
     /// Asks the attestation service for its anchors.
     fn service(&self, verify: &Verify, service: &AsService) -> Result<AsSeen, VerifyError>;
+    /// Asks the CoCo API server for the TEE of the agent behind it.
+    fn api_server(&self, addr: &url::Url) -> Result<String, AttestError> {
+        let unreachable = |e: String| AttestError::AaUnreachable(format!("{addr}: {e}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(|e| unreachable(e.to_string()))?.block_on(async {
+            let server = AsrAttester::new(addr, false, DEFAULT_INGRESS_MARK, DEADLINE).map_err(unreachable)?;
+            server.tee_type().await
+        })
+    }
 
     /// The text of a file, without white space around it; `None` when it cannot be read.
     fn read(&self, absolute: &str) -> Option<String> {

@@ -17,8 +17,9 @@ use super::keys::Half;
 use super::memory::{Lead, Turn};
 use super::{BoundSession, Message, NONCE_LEN, Proven, Role, SessionError};
 use crate::attest::{
-    AttestError, Attester, EXPORTER, Evidence, EvidenceError, NONCE, PUBKEY_HASH, RuntimeData, Verdict,
+    AttestError, Attester, Credential, EXPORTER, EvidenceError, NONCE, PUBKEY_HASH, RuntimeData, Verdict,
 };
+use crate::config::Model;
 use crate::tls::certificate::fingerprint;
 use crate::tls::peer::{self, PeerCertificate};
 use crate::tls::{ChannelError, PeerError};
@@ -44,6 +45,8 @@ pub trait Asker: Send + Sync {
     async fn appraise(&self, shown: PeerCertificate) -> Result<Verdict, ChannelError>;
     /// Keeps a session that was bound although another one could have been resumed.
     fn keep(&self, session: Arc<BoundSession>);
+    /// What the peer has to show.
+    fn model(&self) -> Model;
     /// The time.
     fn now(&self) -> std::time::SystemTime;
 }
@@ -175,7 +178,7 @@ impl<'a> Exchange<'a> {
                 Bound { session, resumed: true }
             }
             (Message::Evidence(bytes), turn) => {
-                let shown = shown(&bytes, &asked.expected, asked.not_after)?;
+                let shown = shown(&bytes, asker.model(), &asked.expected, asked.not_after)?;
                 let (id, secret) = self.half(self.role.peer(), &asked.nonce).session()?;
                 let verdict = asker.appraise(shown.clone()).await;
                 let made = verdict.map(|verdict| {
@@ -217,7 +220,7 @@ impl<'a> Exchange<'a> {
         }
         let bytes = {
             let _place = prover.places.acquire().await.map_err(|_| AttestError::Pending)?;
-            prover.attester.evidence(&about).await?.to_extension()
+            prover.attester.credential(&about).await?.to_extension()
         };
         if bytes.len() > super::MAX_EVIDENCE {
             return Err(SessionError::OwnEvidence(bytes.len()).into());
@@ -284,13 +287,18 @@ fn land(lead: Lead, made: &Result<Arc<BoundSession>, ChannelError>) {
     }
 }
 
-/// Evidence out of a message, once it is about this key, this nonce and this connection.
+/// Evidence out of a message, once it is about this key, this nonce and this connection; or a token, whose binding counts
+/// after its signature.
 fn shown(
     bytes: &[u8],
+    model: Model,
     expected: &RuntimeData,
     not_after: std::time::SystemTime,
 ) -> Result<PeerCertificate, ChannelError> {
-    let evidence = Evidence::from_extension(bytes).map_err(PeerError::from)?;
+    let credential = Credential::from_extension(bytes).map_err(PeerError::from)?;
+    peer::fits(&credential, model)?;
+    let shown = PeerCertificate { credential, expected: expected.clone(), not_after };
+    let Credential::Evidence(evidence) = &shown.credential else { return Ok(shown) };
     let malformed = EvidenceError::Malformed("runtime data is not an object");
     let found = evidence.runtime_object().ok_or(PeerError::from(malformed))?;
     for (member, error) in
@@ -300,5 +308,5 @@ fn shown(
             return Err(error.into());
         }
     }
-    Ok(PeerCertificate { evidence, expected: expected.clone(), not_after })
+    Ok(shown)
 }

@@ -131,6 +131,12 @@ impl Sessions {
         }
     }
 
+    /// Forgets all sessions; exchanges under way end as they will.
+    pub fn clear(&self) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.retain(|_, slot| !matches!(slot, Slot::Ready(_)));
+    }
+
     /// Forgets a session: its peer was refused since.
     pub fn forget(&self, session: &BoundSession) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::attest::{Evidence, RuntimeData, VerifyError};
+use crate::attest::{Credential, Evidence, RuntimeData, VerifyError};
 
 fn session(key: u8, id: u8, ttl: i64) -> Arc<BoundSession> {
     let now = SystemTime::now();
@@ -9,10 +9,9 @@ fn session(key: u8, id: u8, ttl: i64) -> Arc<BoundSession> {
         policy_ids: vec![],
         verifier: "as".into(),
         trust_anchor: "test".into(),
-        sample: false,
-        claims: Default::default(),
         appraised_at: now,
         expires_at: ends,
+        ..Verdict::default()
     };
     let evidence =
         Evidence { tee: "tdx".into(), evidence: vec![1], additional: None, runtime_data: String::from("{}") };
@@ -20,7 +19,11 @@ fn session(key: u8, id: u8, ttl: i64) -> Arc<BoundSession> {
         key: [key; 32],
         id: SessionId([id; 16]),
         secret: Secret::new([id; 32]),
-        shown: PeerCertificate { evidence, expected: RuntimeData::for_key(&[key]), not_after: ends },
+        shown: PeerCertificate {
+            credential: Credential::Evidence(evidence),
+            expected: RuntimeData::for_key(&[key]),
+            not_after: ends,
+        },
         verdict: Arc::new(verdict),
     })
 }
