@@ -80,25 +80,44 @@ pub(crate) fn point(name: &'static str) -> Result<(), ApplyError> {
 }
 
 /// Refuses what an instance that is up already has: which of the two got the traffic would be a matter of luck.
-pub(crate) fn check_beside(allocations: &Allocations, config: &Config) -> Result<(), ApplyError> {
+pub(crate) fn check_beside(paths: &Paths, allocations: &Allocations, config: &Config) -> Result<(), ApplyError> {
     let mut diagnostics = Vec::new();
     for source in allocations.sources_beside(&config.instance) {
-        // A file that is gone or broken by now cannot be compared; its own reload will tell.
-        if let Ok(other) = config::load(source) {
-            diagnostics.extend(config::conflicts_between(config, &other.config));
+        // What is in force counts, not what its file says by now. Where nobody recorded that (`tngd run`), the file is
+        // the next best; one that is gone or broken cannot be compared.
+        let in_force = units::in_force::current(paths, source).map(|current| current.config);
+        if let Some(other) = in_force.or_else(|| Some(config::load(source).ok()?.config)) {
+            diagnostics.extend(config::conflicts_between(config, &other));
         }
     }
     diagnostics.retain(|d| d.severity == Severity::Error);
     if diagnostics.is_empty() { Ok(()) } else { Err(ApplyError::Conflict(config::Report { diagnostics })) }
 }
 
-/// Records ids and ports of `config`, for a guard that comes before the rules.
+/// Records ids and ports of `config`, before its rules are applied.
 pub fn allocate(paths: &Paths, config: &Config, owner_uid: u32) -> Result<InstanceSlots, ApplyError> {
+    record_slots(paths, config, owner_uid, true)
+}
+
+/// The same for a guard, which refuses: what another instance captures as well is no reason to let it through.
+pub fn allocate_for_guard(paths: &Paths, config: &Config, owner_uid: u32) -> Result<InstanceSlots, ApplyError> {
+    record_slots(paths, config, owner_uid, false)
+}
+
+fn record_slots(paths: &Paths, config: &Config, owner_uid: u32, alone: bool) -> Result<InstanceSlots, ApplyError> {
     // Before anything is recorded: without nft, what is recorded could not be taken back by what nft says.
     nft::inet_tables()?;
     let lock = Locked::acquire(paths)?;
     let mut allocations = lock.load()?;
-    check_beside(&allocations, config)?;
+    if let Some(slots) =
+        allocations.get(&config.instance).filter(|_| !alone && units::in_force::is_up(paths, &config.instance))
+    {
+        // They are what the rules that are up were made of.
+        return Ok(slots.clone());
+    }
+    if alone {
+        check_beside(paths, &allocations, config)?;
+    }
     let slots = allocations.assign_in_order(config, owner_uid, port_is_free)?;
     lock.store(&allocations)?;
     Ok(slots)
@@ -140,7 +159,7 @@ pub(crate) fn up_locked(
     owner_uid: u32,
 ) -> Result<InstanceSlots, ApplyError> {
     let before = lock.load()?;
-    check_beside(&before, config)?;
+    check_beside(paths, &before, config)?;
     let mut after = before.clone();
     let slots = after.assign_in_order(config, owner_uid, port_is_free)?;
     let plan = RulesPlan::new(config, &slots);

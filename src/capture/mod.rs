@@ -12,7 +12,7 @@ pub mod marks;
 pub mod nft;
 mod nft_process;
 pub mod observe;
-mod order;
+pub mod order;
 mod owner;
 pub mod plan;
 pub mod render;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use crate::config::{Config, Mode, Netfilter};
+use crate::config::{Config, InstanceName, Mode, Netfilter};
 use crate::daemon::listeners::ListenerSpec;
 
 /// First line of every file that the generator writes.
@@ -49,6 +49,12 @@ pub(super) fn problem(instance: &str, problem: &str) -> String {
     format!("{HEADER}[Unit]\nDescription=tng {instance}, configuration refused: {}\n", escaped(&line))
 }
 
+/// `tng.target.d/50-instances.conf`: the target starts all instances.
+pub(super) fn wants(instances: &[InstanceName]) -> String {
+    let units: Vec<String> = instances.iter().map(|name| format!("tng@{name}.service")).collect();
+    format!("{HEADER}[Unit]\nWants={}\n", units.join(" "))
+}
+
 /// `tng@.service.d/50-notify-reload.conf`, from systemd 253 on: a reload is over when the data plane says so.
 ///
 /// The signal that this type sends is one without effect: the reload itself is `ExecReload=`, which is root's.
@@ -71,7 +77,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{EndpointName, InstanceName, Mark, parse};
+    use crate::config::{EndpointName, Mark, parse};
 
     fn spec(addr: &str, transparent: bool, mark: Option<u32>) -> ListenerSpec {
         ListenerSpec {
