@@ -1,7 +1,6 @@
 //! `net up` and `net down`: the rule, the routes and the capture table of one instance, in that order in and in the
 //! reverse order out. Every step can be repeated; what a killed command left is taken up by the next one.
 
-use std::collections::BTreeSet;
 use std::io;
 
 use super::allocation::{AllocationError, Allocations, InstanceSlots, Locked, port_is_free, write_atomically};
@@ -9,7 +8,7 @@ use super::nft::{self, NftError};
 use super::plan::{RulesPlan, capture_table_name};
 use super::render;
 use super::routes::{self, Part, RouteError};
-use super::{compile, observe, sockets};
+use super::{cgroups, compile, observe, sockets};
 use crate::config::{self, Config, InstanceName, Severity};
 use crate::daemon::Paths;
 use crate::{failpoint, units};
@@ -185,20 +184,29 @@ pub(crate) fn up_locked(
     }
 }
 
-/// Applies a plan whose slots are recorded already. Also the repair after a stranger removed something.
+/// Applies a plan whose slots are recorded already.
 pub(crate) fn apply_plan(paths: &Paths, plan: &RulesPlan) -> Result<(), ApplyError> {
+    check_cgroups(plan)?;
+    load_plan(paths, plan, plan)
+}
+
+/// Applies a plan that was up before anew, as far as its cgroups are there; the whole plan stays the recorded one.
+pub(crate) fn reapply_plan(paths: &Paths, plan: &RulesPlan) -> Result<(), ApplyError> {
+    load_plan(paths, &cgroups::loadable(plan), plan)
+}
+
+fn load_plan(paths: &Paths, loaded: &RulesPlan, plan: &RulesPlan) -> Result<(), ApplyError> {
     let table = plan.capture_table();
     if plan.is_empty() {
         return remove_rules(paths, &plan.instance);
     }
-    check_cgroups(plan)?;
     point("net-up.rule")?;
     routes::ensure(Part::Rule)?;
     point("net-up.route")?;
     routes::ensure(Part::Routes)?;
     point("net-up.nft")?;
     let present = observe::present(&table)?;
-    nft::apply(&render::transaction(&compile::capture_table(plan), &present))?;
+    nft::apply(&render::transaction(&compile::capture_table(loaded), &present))?;
     point("net-up.record")?;
     record(paths, plan)?;
     point("net-up.done")
@@ -268,9 +276,7 @@ fn remove_routes_if_last() -> Result<(), ApplyError> {
 
 /// nft names a missing cgroup badly ("cgroupv2 path fails"), so it is looked for here.
 pub(crate) fn check_cgroups(plan: &RulesPlan) -> Result<(), ApplyError> {
-    let entries = plan.captures.iter().flat_map(|c| c.netfilter.capture.iter().chain(&c.netfilter.exclude));
-    let paths: BTreeSet<&str> = entries.filter_map(|e| e.cgroup.as_ref()).map(|c| c.0.as_str()).collect();
-    match paths.into_iter().find(|p| !std::path::Path::new("/sys/fs/cgroup").join(p).join("cgroup.procs").exists()) {
+    match cgroups::named(plan).into_iter().find(|path| cgroups::id(path).is_none()) {
         Some(missing) => Err(ApplyError::CgroupMissing(missing.to_owned())),
         None => Ok(()),
     }

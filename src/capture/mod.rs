@@ -3,6 +3,7 @@
 
 pub mod allocation;
 pub mod apply;
+mod cgroups;
 pub mod compile;
 pub mod fdstore;
 pub mod guard;

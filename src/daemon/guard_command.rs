@@ -168,6 +168,9 @@ fn status(standing: &Standing, problem: Option<&str>) -> String {
         let times = if standing.restored == 1 { "time" } else { "times" };
         out += &format!("; restored rules {} {times}, last {}", standing.restored, utc(last));
     }
+    for cgroup in &standing.gone {
+        out += &format!("; cgroup {cgroup} is gone, nobody is captured by it until it is back");
+    }
     for problem in standing.problem.as_deref().into_iter().chain(problem) {
         out += &format!("; {}", problem.replace('\n', " "));
     }
@@ -196,6 +199,8 @@ mod tests {
         let text = status(&standing, Some("/etc/tng/a.toml:7:12: wrong\nhint"));
         assert!(text.starts_with("guarding model-api, db; restored rules 1 time, last Nov 14 22:13:20 2023"), "{text}");
         assert!(text.ends_with("; /etc/tng/a.toml:7:12: wrong hint"), "{text}");
+        standing.gone = vec!["a.slice".into()];
+        assert!(status(&standing, None).contains("; cgroup a.slice is gone, nobody is captured by it"));
         standing.restored = 2;
         assert!(status(&standing, None).contains("restored rules 2 times"));
     }

@@ -31,6 +31,8 @@ pub(super) fn listen(specs: &[ListenerSpec], ipv6: bool) -> String {
 }
 
 /// `tng-guard@NAME.service.d/50-slices.conf`: a cgroup match loads only when the cgroup is there.
+///
+/// Not `Requires=`: a slice that is stopped must not take the guard along, which follows it to its next start.
 pub(super) fn slices(config: &Config) -> Option<String> {
     let slices: BTreeSet<&str> = captures(config)
         .flat_map(|n| n.capture.iter().chain(&n.exclude))
@@ -40,7 +42,7 @@ pub(super) fn slices(config: &Config) -> Option<String> {
         return None;
     }
     let list = slices.into_iter().map(escaped).collect::<Vec<_>>().join(" ");
-    Some(format!("{HEADER}[Unit]\nRequires={list}\nAfter={list}\n"))
+    Some(format!("{HEADER}[Unit]\nWants={list}\nAfter={list}\n"))
 }
 
 /// `tng@NAME.service.d/50-problem.conf`: the file's first error where `systemctl status` shows it.
@@ -105,7 +107,7 @@ mod tests {
                     capture = [{ port = 1, cgroup = \"a.slice/a-b.slice\" }]\nexclude = [{ cgroup = \"c.slice\" }]\n\
                     [ingress.verify]\nprovider = \"sample\"\nallow_sample = true\n";
         let config = parse(InstanceName::new("x").unwrap(), std::path::Path::new("/x.toml"), text).unwrap().config;
-        let expected = format!("{HEADER}[Unit]\nRequires=a-b.slice c.slice\nAfter=a-b.slice c.slice\n");
+        let expected = format!("{HEADER}[Unit]\nWants=a-b.slice c.slice\nAfter=a-b.slice c.slice\n");
         assert_eq!(slices(&config), Some(expected));
     }
 
