@@ -87,8 +87,7 @@ fn each_file_becomes_the_listeners_of_its_socket_unit_and_a_wish_of_the_target()
     let captured = settings(&files["tng@b.socket.d/50-listen.conf"]);
     assert_eq!(captured[..2], ["[Socket]", "ListenStream=127.0.0.1:40000"]);
     assert!(captured.contains(&"Transparent=yes") && captured.contains(&"Mark=565"), "{captured:?}");
-    assert_eq!(files["tng.target.wants/tng@a.service"], "-> tng@.service");
-    assert_eq!(files["tng.target.wants/tng@b.service"], "-> tng@.service");
+    assert_eq!(settings(&files["tng.target.d/50-instances.conf"]), ["[Unit]", "Wants=tng@a.service tng@b.service"]);
 }
 
 #[test]

@@ -139,12 +139,16 @@ enum NetCommand {
 
 #[derive(Subcommand)]
 enum UnitCommand {
+    /// ExecStartPre= of tng@.service
+    ServiceStarting { instance: String },
     /// ExecStartPost= of tng@.service
     ServiceStarted { instance: String },
     /// ExecStopPost= of tng@.service
     ServiceStopped { instance: String },
     /// ExecStopPost= of tng@.socket
     SocketStopped { instance: String },
+    /// ExecStopPost= of tng-guard@.service
+    GuardStopped { instance: String },
 }
 
 /// A failure with its exit status.
@@ -234,14 +238,14 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Net { command: NetCommand::Prepare { instance, owner } } => {
             administrator()?;
             daemon::init_logging();
-            let path = config::instance_path(&instance)?;
+            let path = config::unit_path(&instance)?;
             units::prepare(&Paths::current(), &path, owner_uid(owner.as_deref())?)?;
             Ok(0)
         }
         Command::Net { command: NetCommand::Up { instance, last_good, owner } } => {
             administrator()?;
             daemon::init_logging();
-            let path = config::instance_path(&instance)?;
+            let path = if last_good { config::unit_path(&instance) } else { config::instance_path(&instance) }?;
             units::net_up(&Paths::current(), &path, last_good, owner_uid(owner.as_deref())?)?;
             Ok(0)
         }
@@ -265,14 +269,21 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Unit { command } => {
             daemon::init_logging();
             match command {
+                UnitCommand::ServiceStarting { instance } => {
+                    administrator()?;
+                    units::service_starting(&Paths::current(), &config::unit_path(&instance)?, owner_uid(None)?)?;
+                }
+                UnitCommand::GuardStopped { instance } => {
+                    units::hooks::guard_stopped(&Paths::current(), &config::unit_path(&instance)?)?;
+                }
                 UnitCommand::ServiceStarted { instance } => {
-                    units::hooks::service_started(&Paths::current(), &config::instance_path(&instance)?)?;
+                    units::hooks::service_started(&Paths::current(), &config::unit_path(&instance)?)?;
                 }
                 UnitCommand::ServiceStopped { instance } => {
-                    units::hooks::service_stopped(&Paths::current(), &config::instance_path(&instance)?)?;
+                    units::hooks::service_stopped(&Paths::current(), &config::unit_path(&instance)?)?;
                 }
                 UnitCommand::SocketStopped { instance } => {
-                    units::hooks::socket_stopped(&config::instance_path(&instance)?)?;
+                    units::hooks::socket_stopped(&config::unit_path(&instance)?)?;
                 }
             }
             Ok(0)

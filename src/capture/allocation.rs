@@ -264,7 +264,7 @@ impl Allocations {
 }
 
 /// Ports that `config` itself names for listeners: nobody listens there yet, and still they are not free.
-fn own_listeners(config: &Config) -> Vec<PortRange> {
+pub(super) fn own_listeners(config: &Config) -> Vec<PortRange> {
     let named = config.endpoints.iter().filter_map(|e| match &e.mode {
         Mode::Mapping(m) => Some(m.listen_ports),
         Mode::Netfilter(n) => n.listen_port.map(PortRange::single),

@@ -1,7 +1,6 @@
 //! `net up` and `net down`: the rule, the routes and the capture table of one instance, in that order in and in the
 //! reverse order out. Every step can be repeated; what a killed command left is taken up by the next one.
 
-use std::collections::BTreeSet;
 use std::io;
 
 use super::allocation::{AllocationError, Allocations, InstanceSlots, Locked, port_is_free, write_atomically};
@@ -9,7 +8,7 @@ use super::nft::{self, NftError};
 use super::plan::{RulesPlan, capture_table_name};
 use super::render;
 use super::routes::{self, Part, RouteError};
-use super::{compile, observe, sockets};
+use super::{cgroups, compile, observe, sockets};
 use crate::config::{self, Config, InstanceName, Severity};
 use crate::daemon::Paths;
 use crate::{failpoint, units};
@@ -80,25 +79,44 @@ pub(crate) fn point(name: &'static str) -> Result<(), ApplyError> {
 }
 
 /// Refuses what an instance that is up already has: which of the two got the traffic would be a matter of luck.
-pub(crate) fn check_beside(allocations: &Allocations, config: &Config) -> Result<(), ApplyError> {
+pub(crate) fn check_beside(paths: &Paths, allocations: &Allocations, config: &Config) -> Result<(), ApplyError> {
     let mut diagnostics = Vec::new();
     for source in allocations.sources_beside(&config.instance) {
-        // A file that is gone or broken by now cannot be compared; its own reload will tell.
-        if let Ok(other) = config::load(source) {
-            diagnostics.extend(config::conflicts_between(config, &other.config));
+        // What is in force counts, not what its file says by now. Where nobody recorded that (`tngd run`), the file is
+        // the next best; one that is gone or broken cannot be compared.
+        let in_force = units::in_force::current(paths, source).map(|current| current.config);
+        if let Some(other) = in_force.or_else(|| Some(config::load(source).ok()?.config)) {
+            diagnostics.extend(config::conflicts_between(config, &other));
         }
     }
     diagnostics.retain(|d| d.severity == Severity::Error);
     if diagnostics.is_empty() { Ok(()) } else { Err(ApplyError::Conflict(config::Report { diagnostics })) }
 }
 
-/// Records ids and ports of `config`, for a guard that comes before the rules.
+/// Records ids and ports of `config`, before its rules are applied.
 pub fn allocate(paths: &Paths, config: &Config, owner_uid: u32) -> Result<InstanceSlots, ApplyError> {
+    record_slots(paths, config, owner_uid, true)
+}
+
+/// The same for a guard, which refuses: what another instance captures as well is no reason to let it through.
+pub fn allocate_for_guard(paths: &Paths, config: &Config, owner_uid: u32) -> Result<InstanceSlots, ApplyError> {
+    record_slots(paths, config, owner_uid, false)
+}
+
+fn record_slots(paths: &Paths, config: &Config, owner_uid: u32, alone: bool) -> Result<InstanceSlots, ApplyError> {
     // Before anything is recorded: without nft, what is recorded could not be taken back by what nft says.
     nft::inet_tables()?;
     let lock = Locked::acquire(paths)?;
     let mut allocations = lock.load()?;
-    check_beside(&allocations, config)?;
+    if let Some(slots) =
+        allocations.get(&config.instance).filter(|_| !alone && units::in_force::is_up(paths, &config.instance))
+    {
+        // They are what the rules that are up were made of.
+        return Ok(slots.clone());
+    }
+    if alone {
+        check_beside(paths, &allocations, config)?;
+    }
     let slots = allocations.assign_in_order(config, owner_uid, port_is_free)?;
     lock.store(&allocations)?;
     Ok(slots)
@@ -140,7 +158,7 @@ pub(crate) fn up_locked(
     owner_uid: u32,
 ) -> Result<InstanceSlots, ApplyError> {
     let before = lock.load()?;
-    check_beside(&before, config)?;
+    check_beside(paths, &before, config)?;
     let mut after = before.clone();
     let slots = after.assign_in_order(config, owner_uid, port_is_free)?;
     let plan = RulesPlan::new(config, &slots);
@@ -166,20 +184,29 @@ pub(crate) fn up_locked(
     }
 }
 
-/// Applies a plan whose slots are recorded already. Also the repair after a stranger removed something.
+/// Applies a plan whose slots are recorded already.
 pub(crate) fn apply_plan(paths: &Paths, plan: &RulesPlan) -> Result<(), ApplyError> {
+    check_cgroups(plan)?;
+    load_plan(paths, plan, plan)
+}
+
+/// Applies a plan that was up before anew, as far as its cgroups are there; the whole plan stays the recorded one.
+pub(crate) fn reapply_plan(paths: &Paths, plan: &RulesPlan) -> Result<(), ApplyError> {
+    load_plan(paths, &cgroups::loadable(plan), plan)
+}
+
+fn load_plan(paths: &Paths, loaded: &RulesPlan, plan: &RulesPlan) -> Result<(), ApplyError> {
     let table = plan.capture_table();
     if plan.is_empty() {
         return remove_rules(paths, &plan.instance);
     }
-    check_cgroups(plan)?;
     point("net-up.rule")?;
     routes::ensure(Part::Rule)?;
     point("net-up.route")?;
     routes::ensure(Part::Routes)?;
     point("net-up.nft")?;
     let present = observe::present(&table)?;
-    nft::apply(&render::transaction(&compile::capture_table(plan), &present))?;
+    nft::apply(&render::transaction(&compile::capture_table(loaded), &present))?;
     point("net-up.record")?;
     record(paths, plan)?;
     point("net-up.done")
@@ -249,9 +276,7 @@ fn remove_routes_if_last() -> Result<(), ApplyError> {
 
 /// nft names a missing cgroup badly ("cgroupv2 path fails"), so it is looked for here.
 pub(crate) fn check_cgroups(plan: &RulesPlan) -> Result<(), ApplyError> {
-    let entries = plan.captures.iter().flat_map(|c| c.netfilter.capture.iter().chain(&c.netfilter.exclude));
-    let paths: BTreeSet<&str> = entries.filter_map(|e| e.cgroup.as_ref()).map(|c| c.0.as_str()).collect();
-    match paths.into_iter().find(|p| !std::path::Path::new("/sys/fs/cgroup").join(p).join("cgroup.procs").exists()) {
+    match cgroups::named(plan).into_iter().find(|path| cgroups::id(path).is_none()) {
         Some(missing) => Err(ApplyError::CgroupMissing(missing.to_owned())),
         None => Ok(()),
     }

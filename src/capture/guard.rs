@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::allocation::Locked;
 use super::apply::{self, ApplyError};
+use super::cgroups::{self, Cgroups};
 use super::fdstore::{FdStore, Kept};
 use super::nft::NftError;
 use super::owner::{Fault, Origin, TableOwner};
@@ -67,6 +68,8 @@ pub struct Standing {
     pub restored: u32,
     /// When the last time.
     pub last_restored: Option<SystemTime>,
+    /// Cgroups of the plan that are gone; nobody is captured by them until they are back.
+    pub gone: Vec<String>,
     /// What is not as it should be, and could not be put right.
     pub problem: Option<String>,
 }
@@ -79,6 +82,9 @@ pub struct Guard {
     /// `None` while there is nothing to guard.
     owner: Option<TableOwner>,
     watch: Watch,
+    cgroups: Cgroups,
+    /// The capture table may match cgroups of before.
+    capture_stale: bool,
     requests: UnixListener,
     /// The last look found another command at work.
     busy: bool,
@@ -111,10 +117,24 @@ impl Guard {
     ) -> Result<Self, GuardError> {
         std::fs::set_permissions(paths.guard_socket(&plan.instance), std::fs::Permissions::from_mode(0o600))?;
         requests.set_nonblocking(true)?;
+        let mut cgroups = Cgroups::default();
+        let ids = cgroups.ids(&plan);
         let owner = owner_with(paths, &plan, store, inherited)?;
+        cgroups.loaded(ids);
         apply::point("guard.loaded")?;
-        let standing = Standing { endpoints: endpoints(&plan), ..Standing::default() };
-        Ok(Self { paths: paths.clone(), plan, store, owner, watch: Watch::new()?, requests, busy: false, standing })
+        Ok(Self {
+            paths: paths.clone(),
+            store,
+            owner,
+            watch: Watch::new()?,
+            cgroups,
+            // A cgroup may have changed while no guard was there to see it.
+            capture_stale: !cgroups::named(&plan).is_empty(),
+            requests,
+            busy: false,
+            standing: Standing { endpoints: endpoints(&plan), ..Standing::default() },
+            plan,
+        })
     }
 
     /// What it would say of itself.
@@ -129,16 +149,21 @@ impl Guard {
         pulse: Duration,
         mut tell: impl FnMut(&Standing),
     ) -> Result<(), GuardError> {
+        let mut due = Instant::now() + self.patrol(pulse);
         loop {
             tell(&self.standing);
             let [nftables, routes] = self.watch.fds();
-            let mut fds = [nftables, routes, self.requests.as_fd(), stop].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-            let patrol = if self.busy { BUSY } else { PATROL }.min(pulse);
-            match poll(&mut fds, PollTimeout::try_from(patrol).unwrap_or(PollTimeout::NONE)) {
+            let mut fds: Vec<PollFd> = [nftables, routes, self.requests.as_fd(), stop]
+                .into_iter()
+                .chain(self.cgroups.fd())
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+                .collect();
+            let left = due.saturating_duration_since(Instant::now());
+            match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::NONE)) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(e) => return Err(GuardError::Io(e.into())),
             }
-            let ready = fds.map(|fd| fd.any().unwrap_or(false));
+            let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
             if ready[3] {
                 return Ok(());
             }
@@ -148,12 +173,34 @@ impl Guard {
                 self.answer(stream);
             }
             if ready[0] || ready[1] {
-                settle(stop);
+                settle(stop, self.cgroups.fd());
+            }
+            let only_cgroups = ready.iter().position(|is| *is) == Some(4) && Instant::now() < due;
+            self.cgroups.drain();
+            // Cgroups come and go beside the plan's; the tables are looked at only when one of these changed.
+            if only_cgroups && self.recreated_cgroups().is_empty() {
+                continue;
             }
             self.watch.drain();
             apply::point("guard.look")?;
             self.repair();
+            due = Instant::now() + self.patrol(pulse);
         }
+    }
+
+    fn patrol(&self, pulse: Duration) -> Duration {
+        if self.busy { BUSY } else { PATROL }.min(pulse)
+    }
+
+    /// Cgroups that are there and that the rules do not match yet. Says once of each that is gone.
+    fn recreated_cgroups(&mut self) -> Vec<String> {
+        let look = self.cgroups.look(&self.plan);
+        for cgroup in look.gone {
+            let instance = &self.plan.instance;
+            tracing::warn!(reason = "cgroup-gone", %instance, cgroup, "nobody is captured by it until it is back");
+        }
+        self.standing.gone = self.cgroups.gone();
+        look.recreated
     }
 
     /// One request: a plan as one line of JSON; one line of answer, `ok` or the error.
@@ -177,6 +224,7 @@ impl Guard {
 
     /// Brings the guard table to what `plan` says: new, changed, or gone when nothing is captured.
     fn load(&mut self, plan: RulesPlan) -> Result<(), GuardError> {
+        let ids = self.cgroups.ids(&plan);
         if plan.is_empty() {
             if let Some(owner) = self.owner.take() {
                 owner.remove()?;
@@ -189,6 +237,18 @@ impl Guard {
         }
         self.standing.endpoints = endpoints(&plan);
         self.plan = plan;
+        self.cgroups.loaded(ids);
+        self.standing.gone = self.cgroups.gone();
+        Ok(())
+    }
+
+    /// Loads the table anew, as far as the cgroups of the plan are there: the others' traffic must not wait for them.
+    fn load_again(&mut self) -> Result<(), GuardError> {
+        let ids = self.cgroups.ids(&self.plan);
+        let Some(owner) = self.owner.as_mut() else { return Ok(()) };
+        owner.load(&compile::guard_table(&cgroups::loadable(&self.plan)))?;
+        self.cgroups.loaded(ids);
+        self.standing.gone = self.cgroups.gone();
         Ok(())
     }
 
@@ -206,9 +266,13 @@ impl Guard {
     }
 
     fn repair_guard(&mut self) -> Result<(), GuardError> {
+        let began = Instant::now();
+        let recreated = self.recreated_cgroups();
+        self.capture_stale |= !recreated.is_empty();
         let Some(owner) = self.owner.as_mut() else { return Ok(()) };
         match owner.fault()? {
-            None => return Ok(()),
+            None if recreated.is_empty() => return Ok(()),
+            None => {}
             Some(Fault::NftEnded) => {
                 tracing::warn!(reason = "guard-lost-nft", "the guard's nft ended; loading the guard table anew");
             }
@@ -216,7 +280,12 @@ impl Guard {
                 tracing::warn!(reason = "guard-lost-table", "the guard table is gone; loading it anew");
             }
         }
-        self.load(self.plan.clone())
+        self.load_again()?;
+        for cgroup in recreated {
+            let (instance, ms) = (&self.plan.instance, began.elapsed().as_millis() as u64);
+            tracing::warn!(reason = "cgroup-recreated", %instance, cgroup, ms, "the guard table matches the new one");
+        }
+        Ok(())
     }
 
     fn repair_capture(&mut self) -> Result<(), ApplyError> {
@@ -228,12 +297,20 @@ impl Guard {
             return Ok(());
         }
         let Some(plan) = apply::recorded_plan(&self.paths, &self.plan.instance) else {
-            return Ok(()); // not up
+            self.capture_stale = false; // not up: the next `net up` meets the cgroups of then
+            return Ok(());
         };
+        if self.capture_stale {
+            apply::reapply_plan(&self.paths, &plan)?;
+            self.capture_stale = false;
+        }
         let drift = observe::drift(&self.paths, &plan.instance, &plan.capture_table())?;
         let missing = routes::missing()?;
         if drift.is_none() && missing.is_empty() {
             return Ok(());
+        }
+        if !self.recreated_cgroups().is_empty() {
+            return Ok(()); // since the last look; its notice waits, and the guard table comes first
         }
         for what in drift.into_iter().chain(missing) {
             tracing::warn!(reason = "rules-removed", instance = %plan.instance, what, "a stranger changed our rules");
@@ -241,7 +318,7 @@ impl Guard {
         let began = Instant::now();
         routes::ensure(Part::Rule)?;
         routes::ensure(Part::Routes)?;
-        apply::apply_plan(&self.paths, &plan)?;
+        apply::reapply_plan(&self.paths, &plan)?;
         tracing::warn!(
             reason = "rules-restored",
             instance = %plan.instance,
@@ -283,9 +360,9 @@ fn endpoints(plan: &RulesPlan) -> Vec<String> {
     plan.captures.iter().map(|c| c.ident.replace('_', "-")).collect()
 }
 
-/// Waits for the end of a burst, or for `stop`.
-fn settle(stop: BorrowedFd<'_>) {
-    let mut fds = [PollFd::new(stop, PollFlags::POLLIN)];
+/// Waits for the end of a burst, or for what must not wait.
+fn settle(stop: BorrowedFd<'_>, cgroups: Option<BorrowedFd<'_>>) {
+    let mut fds: Vec<PollFd> = [stop].into_iter().chain(cgroups).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     let _ = poll(&mut fds, PollTimeout::try_from(SETTLE).unwrap_or(PollTimeout::ZERO));
 }
 

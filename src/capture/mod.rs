@@ -3,6 +3,7 @@
 
 pub mod allocation;
 pub mod apply;
+mod cgroups;
 pub mod compile;
 pub mod fdstore;
 pub mod guard;
@@ -12,7 +13,7 @@ pub mod marks;
 pub mod nft;
 mod nft_process;
 pub mod observe;
-mod order;
+pub mod order;
 mod owner;
 pub mod plan;
 pub mod render;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use nftables::schema::{NfListObject, NfObject};
 
+use super::cgroups;
 use super::nft::{self, NftError};
 use super::render::Present;
 use crate::config::InstanceName;
@@ -38,13 +39,14 @@ pub fn counters(table: &str) -> Result<BTreeMap<String, u64>, NftError> {
     Ok(out)
 }
 
-/// How the capture table in the kernel differs from what was applied, in words; `None` when it does not.
+/// How the capture table in the kernel differs from what was applied, in words; `None` when it does not. That a cgroup
+/// of it is gone is no difference.
 pub fn drift(paths: &Paths, instance: &InstanceName, table: &str) -> Result<Option<String>, NftError> {
     let Ok(applied) = std::fs::read_to_string(paths.applied(instance)) else {
         return Ok(None);
     };
     match nft::list_stateless(table) {
-        Ok(now) if now == applied => Ok(None),
+        Ok(now) if cgroups::same_listing(&applied, &now) => Ok(None),
         Ok(_) => Ok(Some(format!("table inet {table} was changed"))),
         Err(e) if e.is_absent() => Ok(Some(format!("table inet {table} is gone"))),
         Err(e) => Err(e),

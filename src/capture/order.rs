@@ -1,7 +1,10 @@
 //! Ids and ports that do not depend on who asks first. At boot the generator writes the listeners of all instances
 //! before any of them has an id, and then their units start in any order: both must come to the same ports.
 
-use super::allocation::{AllocationError, Allocations, InstanceSlots};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::allocation::{AllocationError, Allocations, InstanceSlots, own_listeners};
 use crate::config::{self, Config};
 
 impl Allocations {
@@ -13,7 +16,8 @@ impl Allocations {
         owner_uid: u32,
         free: impl Fn(u16) -> bool,
     ) -> Result<InstanceSlots, AllocationError> {
-        self.assign_after(&before(config), config, owner_uid, free)
+        let named = named_ports(&config::list_instances().unwrap_or_default());
+        self.assign_after(&before(config), config, owner_uid, |port| !named.contains(&port) && free(port))
     }
 
     fn assign_after(
@@ -41,12 +45,19 @@ impl Allocations {
     }
 }
 
+/// Ports that files of the configuration directory name for listeners of their own. No other instance is given one of
+/// them, also while the one that names it is down.
+pub fn named_ports(files: &[PathBuf]) -> BTreeSet<u16> {
+    let configs = files.iter().filter_map(|file| Some(config::load(file).ok()?.config));
+    configs.flat_map(|config| own_listeners(&config)).flat_map(|ports| ports.first..=ports.last).collect()
+}
+
 /// The instances that the generator meets before `config`.
 fn before(config: &Config) -> Vec<Config> {
     let in_dir = std::path::absolute(&config.source).is_ok_and(|p| p.parent() == Some(&config::config_dir()));
     let files = if in_dir { config::list_instances().unwrap_or_default() } else { Vec::new() };
     // The order of the list, not of the names: "a-b.toml" stands before "a.toml".
-    let ours = |path: &std::path::PathBuf| config::instance_of(path).is_ok_and(|name| name == config.instance);
+    let ours = |path: &PathBuf| config::instance_of(path).is_ok_and(|name| name == config.instance);
     files.into_iter().take_while(|path| !ours(path)).filter_map(|path| Some(config::load(&path).ok()?.config)).collect()
 }
 

@@ -12,6 +12,7 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 use nix::sys::socket::{MsgFlags, recv, send};
 
+use super::cgroups;
 use super::marks::MARK_MASK;
 use super::plan::{CapturePlan, RulesPlan};
 use crate::config::{Match as Entry, Side};
@@ -90,17 +91,12 @@ fn entry_hits(e: &Entry, end: SocketAddr, tcp: &Tcp, side: Side) -> bool {
     addr && e.port.is_none_or(|p| p.contains(end.port()))
         && e.uid.is_none_or(|uid| uid == tcp.uid)
         && e.gid.is_none()
-        && e.cgroup.as_ref().is_none_or(|path| tcp.cgroup.is_some() && tcp.cgroup == cgroup_id(&path.0))
+        && e.cgroup.as_ref().is_none_or(|path| tcp.cgroup.is_some() && tcp.cgroup == cgroups::id(&path.0))
 }
 
 /// An address that can be bound is this host's.
 fn is_local(addr: IpAddr) -> bool {
     addr.is_loopback() || UdpSocket::bind((addr, 0)).is_ok()
-}
-
-fn cgroup_id(path: &str) -> Option<u64> {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(format!("/sys/fs/cgroup/{path}")).ok().map(|m| m.ino())
 }
 
 fn open() -> io::Result<Socket> {

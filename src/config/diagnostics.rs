@@ -96,7 +96,9 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, d) in self.diagnostics.iter().enumerate() {
+        // Errors first: where only one line is shown, it is to be the one that refuses.
+        let (errors, others): (Vec<_>, Vec<_>) = self.diagnostics.iter().partition(|d| d.severity == Severity::Error);
+        for (i, d) in errors.into_iter().chain(others).enumerate() {
             if i > 0 {
                 f.write_str("\n")?;
             }

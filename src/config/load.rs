@@ -48,6 +48,17 @@ pub fn instance_path(name_or_path: &str) -> Result<PathBuf, Report> {
     Ok(path)
 }
 
+/// The file of a unit's instance, which is a name and nothing else: `tng@web.toml` is not another word for `tng@web`.
+pub fn unit_path(name: &str) -> Result<PathBuf, Report> {
+    let file = config_dir().join(format!("{name}.toml"));
+    if InstanceName::new(name).is_err() {
+        let message = format!("{} is not a legal instance name", quote(name));
+        let hint = "a unit's instance is the file's name without .toml: systemctl start tng@NAME";
+        return Err(Report::file_error(&file, "bad-name", message, hint));
+    }
+    Ok(file)
+}
+
 /// The instance that a file makes: its stem.
 pub fn instance_of(path: &Path) -> Result<InstanceName, Report> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();

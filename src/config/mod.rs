@@ -33,6 +33,7 @@ pub use conflicts::conflicts_between;
 pub use diagnostics::{Diagnostic, Report, Severity};
 pub use load::{
     CONFIG_DIR, CONFIG_DIR_ENV, Loaded, MAX_FILE, config_dir, instance_of, instance_path, list_instances, load, parse,
+    unit_path,
 };
 pub use report::{EX_CONFIG, Output, check_command, render_check, render_diagnostics, summary};
 pub use service::{AsKind, AsService, JwksSource, KeyPin, TrustedSigners};

@@ -14,7 +14,7 @@ use sd_notify::NotifyState;
 use super::{Paths, PrivilegeError, find_user, may_administer_network};
 use crate::capture::apply::{self, ApplyError};
 use crate::capture::fdstore::FdStore;
-use crate::capture::guard::{Guard, GuardError, Standing};
+use crate::capture::guard::{self, Guard, GuardError, Standing};
 use crate::capture::plan::RulesPlan;
 use crate::config::{self, Config, OnStop, Report};
 use crate::units::in_force;
@@ -42,6 +42,9 @@ pub enum GuardCommandError {
     /// Ids, ports, cgroups, privileges.
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    /// Another guard of the instance answers.
+    #[error("the guard of {0} is running already (systemctl status tng-guard@{0}, or tngd run)")]
+    AlreadyRunning(String),
     /// The table.
     #[error(transparent)]
     Guard(#[from] GuardError),
@@ -57,6 +60,7 @@ impl GuardCommandError {
             GuardCommandError::Config(_) => "config-invalid",
             GuardCommandError::User(e) => e.reason(),
             GuardCommandError::Apply(e) => e.reason(),
+            GuardCommandError::AlreadyRunning(_) => "already-running",
             GuardCommandError::Guard(e) => e.reason(),
             GuardCommandError::Signals(_) => "daemon-io",
         }
@@ -75,14 +79,14 @@ impl GuardCommandError {
 /// Guards an instance until SIGTERM or SIGINT.
 pub fn guard(options: &GuardOptions) -> Result<(), GuardCommandError> {
     guard_with(options, || {
-        let path = config::instance_path(&options.instance)?;
         if !options.last_good {
-            return Ok((config::load(&path)?.config, None));
+            return Ok((config::load(&config::instance_path(&options.instance)?)?.config, None));
         }
+        let path = config::unit_path(&options.instance)?;
         let paths = Paths::current();
         let wanted = in_force::load_or_last_good(&paths, &path)?;
         // A file that was edited while the instance is up counts from a reload or restart on, here as well.
-        let config = in_force::current(&paths, &path).unwrap_or(wanted.config);
+        let config = in_force::current(&paths, &path).map_or(wanted.config, |current| current.config);
         Ok((config, wanted.problem.map(|report| report.to_string())))
     })
 }
@@ -101,7 +105,13 @@ fn guard_with(
     let owner_uid = owner_uid(options.owner.as_deref())?;
     let stop = stop_signals().map_err(|e| GuardCommandError::Signals(e.into()))?;
     let paths = Paths::current();
-    let slots = apply::allocate(&paths, &config, owner_uid)?;
+    // Two of them would take the table and its records away from each other.
+    if inherited.is_empty() && guard::is_running(&paths, &config.instance) {
+        return Err(GuardCommandError::AlreadyRunning(config.instance.to_string()));
+    }
+    // By hand an overlap is a mistake to be told; at a boot it must not cost an instance its guard.
+    let allocate = if options.last_good { apply::allocate_for_guard } else { apply::allocate };
+    let slots = allocate(&paths, &config, owner_uid)?;
     let plan = RulesPlan::new(&config, &slots);
     let mut guard = Guard::start(&paths, plan, FdStore::Systemd, inherited).inspect_err(|_| {
         let _ = apply::release_ids_if_down(&paths, &config.instance);
@@ -158,6 +168,9 @@ fn status(standing: &Standing, problem: Option<&str>) -> String {
         let times = if standing.restored == 1 { "time" } else { "times" };
         out += &format!("; restored rules {} {times}, last {}", standing.restored, utc(last));
     }
+    for cgroup in &standing.gone {
+        out += &format!("; cgroup {cgroup} is gone, nobody is captured by it until it is back");
+    }
     for problem in standing.problem.as_deref().into_iter().chain(problem) {
         out += &format!("; {}", problem.replace('\n', " "));
     }
@@ -186,6 +199,8 @@ mod tests {
         let text = status(&standing, Some("/etc/tng/a.toml:7:12: wrong\nhint"));
         assert!(text.starts_with("guarding model-api, db; restored rules 1 time, last Nov 14 22:13:20 2023"), "{text}");
         assert!(text.ends_with("; /etc/tng/a.toml:7:12: wrong hint"), "{text}");
+        standing.gone = vec!["a.slice".into()];
+        assert!(status(&standing, None).contains("; cgroup a.slice is gone, nobody is captured by it"));
         standing.restored = 2;
         assert!(status(&standing, None).contains("restored rules 2 times"));
     }

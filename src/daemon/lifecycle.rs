@@ -31,6 +31,7 @@ use super::{
 };
 use crate::capture::allocation::AllocationError;
 use crate::config::{self, Config, InstanceName};
+use crate::units::in_force::NotServed;
 use crate::{failpoint, sys};
 
 /// How often every worker must answer when no watchdog asks.
@@ -59,6 +60,9 @@ pub enum ServeError {
     /// The configuration has errors and there is no socket to refuse on.
     #[error("{0}")]
     Config(#[from] config::Report),
+    /// The file was not taken by the start that asked for it.
+    #[error("{0}")]
+    Refused(String),
     /// Listeners.
     #[error(transparent)]
     Listener(#[from] ListenerError),
@@ -85,7 +89,7 @@ impl ServeError {
     /// Stable slug for logs and docs.
     pub fn reason(&self) -> &'static str {
         match self {
-            ServeError::Config(_) => "config-invalid",
+            ServeError::Config(_) | ServeError::Refused(_) => "config-invalid",
             ServeError::Listener(e) => e.reason(),
             ServeError::Allocation(e) => e.reason(),
             ServeError::Privilege(e) => e.reason(),
@@ -96,9 +100,18 @@ impl ServeError {
     /// Exit status: 78 (EX_CONFIG) for a configuration, 77 (EX_NOPERM) for privileges, else 1.
     pub fn exit_status(&self) -> u8 {
         match self {
-            ServeError::Config(_) => 78,
+            ServeError::Config(_) | ServeError::Refused(_) => 78,
             ServeError::Privilege(_) => 77,
             _ => 1,
+        }
+    }
+}
+
+impl From<NotServed> for ServeError {
+    fn from(why: NotServed) -> Self {
+        match why {
+            NotServed::Config(report) => ServeError::Config(report),
+            NotServed::Refused(text) => ServeError::Refused(text),
         }
     }
 }

@@ -82,6 +82,14 @@ impl Paths {
     pub fn in_force(&self, name: &InstanceName) -> PathBuf {
         self.private_dir().join(format!("{name}.toml"))
     }
+    /// Why the file as it is now was not taken by the start that asked for it.
+    pub fn refused(&self, name: &InstanceName) -> PathBuf {
+        self.private_dir().join(format!("{name}.refused"))
+    }
+    /// There while a package upgrade restarts units, which nobody asked to take edited files.
+    pub fn upgrade(&self) -> PathBuf {
+        self.private_dir().join("upgrade")
+    }
     /// Held by `tngd run` for as long as it runs.
     pub fn run_lock(&self, name: &InstanceName) -> PathBuf {
         self.private_dir().join(format!("{name}.run"))
@@ -123,7 +131,9 @@ impl Paths {
 
     /// Removes the record of what the socket unit has open.
     pub fn forget_in_force(&self, name: &InstanceName) {
-        let _ = std::fs::remove_file(self.in_force(name));
+        for record in [self.in_force(name), self.refused(name)] {
+            let _ = std::fs::remove_file(record);
+        }
     }
 
     /// Removes root's files of an instance, and directories that are empty then.

@@ -8,9 +8,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::Paths;
 use super::handoff::{self, Answer, Request};
 use super::listeners::{self, ListenerError};
+use super::{Paths, find_user};
 use crate::capture::allocation::{AllocationError, Allocations, InstanceSlots, Locked, port_is_free};
 use crate::capture::apply::{self, ApplyError};
 use crate::capture::guard::{self, GuardError};
@@ -27,6 +27,9 @@ pub enum ReloadError {
     /// The file was readable a moment ago, and is not now.
     #[error("{path}: {1}", path = .0.display())]
     File(PathBuf, io::Error),
+    /// The data plane's user is not there.
+    #[error("{0}")]
+    User(String),
     /// There is nothing to reload.
     #[error("instance {0} is not running; start it: tngd run {0}, or systemctl start tng@{0}")]
     NotRunning(String),
@@ -55,6 +58,7 @@ impl ReloadError {
     pub fn reason(&self) -> &'static str {
         match self {
             ReloadError::Config(_) | ReloadError::File(..) => "config-invalid",
+            ReloadError::User(_) => "no-such-user",
             ReloadError::NotRunning(_) => "not-running",
             ReloadError::Handoff(_) => "daemon-unreachable",
             ReloadError::Refused(_) => "reload-refused",
@@ -83,7 +87,7 @@ pub struct Reloaded {
 
 /// Replaces the configuration of a running instance by what `path` says now.
 pub fn reload(paths: &Paths, path: &Path) -> Result<Reloaded, ReloadError> {
-    config::load(path)?;
+    config::load(path).inspect_err(|_| tell(paths, path))?;
     let text = std::fs::read_to_string(path).map_err(|e| ReloadError::File(path.to_owned(), e))?;
     // Of the very text that the data plane will get: the file may be written again in the meantime.
     let loaded = config::parse(config::instance_of(path)?, path, &text)?;
@@ -91,12 +95,16 @@ pub fn reload(paths: &Paths, path: &Path) -> Result<Reloaded, ReloadError> {
     let mut done = Reloaded { warnings: loaded.warnings.iter().map(ToString::to_string).collect() };
     let lock = Locked::acquire(paths)?;
     let before = lock.load()?;
-    apply::check_beside(&before, &config)?;
+    apply::check_beside(paths, &before, &config)?;
     let old = before.get(&config.instance).cloned();
     let mut after = before.clone();
-    // Without slots the instance captured nothing until now; its socket belongs to the data plane's user.
+    // Without slots the instance captured nothing until now. Its socket belongs to the data plane's user, or to root
+    // when the socket unit made it.
     let owner_uid = match &old {
         Some(slots) => slots.owner_uid,
+        None if in_force::is_up(paths, &config.instance) => {
+            find_user(in_force::USER).map(|(uid, _)| uid.as_raw()).map_err(|e| ReloadError::User(e.to_string()))?
+        }
         None => std::fs::metadata(paths.handoff_socket(&config.instance))
             .map_err(|_| ReloadError::NotRunning(config.instance.to_string()))?
             .uid(),
@@ -116,6 +124,13 @@ pub fn reload(paths: &Paths, path: &Path) -> Result<Reloaded, ReloadError> {
     Ok(done)
 }
 
+/// The data plane shows in its status that a file was refused. Failing to tell it changes nothing.
+fn tell(paths: &Paths, path: &Path) {
+    let (Ok(instance), Ok(text)) = (config::instance_of(path), std::fs::read_to_string(path)) else { return };
+    let request = Request { apply: false, source: path.to_owned(), text, slots: None };
+    let _ = handoff::call(&paths.handoff_socket(&instance), &request, &[]);
+}
+
 /// Listeners that the file asks for, and that the data plane does not have: it may not open them.
 pub fn missing(paths: &Paths, path: &Path) -> Result<Vec<SocketAddr>, ReloadError> {
     let text = std::fs::read_to_string(path).map_err(|e| ReloadError::File(path.to_owned(), e))?;
@@ -133,9 +148,8 @@ fn keep(paths: &Paths, instance: &InstanceName, text: &str, done: &mut Reloaded)
     if !in_force::is_up(paths, instance) {
         return; // `tngd run`
     }
-    let kept = in_force::record(paths, instance, text)
-        .and_then(|()| in_force::keep_as_last_good(instance, text))
-        .and_then(|()| prepare::forget_problem(instance));
+    let kept = in_force::record(paths, instance, text).and_then(|()| prepare::forget_problem(instance));
+    in_force::keep_as_last_good(instance, text);
     if let Err(e) = kept {
         done.warnings.push(format!("the configuration is in force, but could not be kept: {e}"));
     }

@@ -13,10 +13,11 @@ use super::listeners::{self, Assembled};
 use super::refusing::Why;
 use crate::capture::allocation::Allocations;
 use crate::config::{self, Config};
+use crate::units::in_force;
 
 /// The file, and the sockets it asks for.
 pub(super) fn prepare(path: &Path, paths: &Paths, passed: Sockets) -> Result<(Config, Assembled), ServeError> {
-    let config = config::load(path)?.config;
+    let config = in_force::to_serve(paths, path)?;
     let slots = Allocations::load(paths)?.get(&config.instance).cloned();
     let specs = listeners::specs(&config, slots.as_ref())?;
     Ok((config, listeners::assemble(&specs, passed)?))
@@ -61,7 +62,7 @@ impl Refused {
         let Some(spare) = spare else { return Err(error) };
         tracing::error!(reason = error.reason(), %error, "refusing all connections");
         let why = Why::NotServing(error.reason());
-        let may_pass = !matches!(error, ServeError::Config(_));
+        let may_pass = !matches!(error, ServeError::Config(_) | ServeError::Refused(_));
         let sockets = listeners::copies(spare).map_err(inherited)?;
         Ok((Self { sockets, why }, Problem { text: error.to_string(), may_pass }))
     }

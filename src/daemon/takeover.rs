@@ -18,6 +18,7 @@ use super::{Paths, State, listeners};
 use crate::capture::allocation::{Allocations, InstanceSlots};
 use crate::config::{self, Config};
 use crate::failpoint;
+use crate::units::in_force;
 
 /// Requests that may be coming in at once; there is one operator.
 const MAX_REQUESTS: usize = 4;
@@ -84,8 +85,8 @@ impl Life {
         if !self.may_pass.load(Ordering::Relaxed) {
             return;
         }
-        let Ok(loaded) = config::load(&self.path) else { return };
-        match self.apply(&loaded.config, Vec::new(), None) {
+        let Ok(config) = in_force::to_serve(&Paths::current(), &self.path) else { return };
+        match self.apply(&config, Vec::new(), None) {
             Ok(()) => self.finish_reload(Ok(())),
             Err(error) => self.control.set_problems(vec![error]),
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use crate::config::{Config, Mode, Netfilter};
+use crate::config::{Config, InstanceName, Mode, Netfilter};
 use crate::daemon::listeners::ListenerSpec;
 
 /// First line of every file that the generator writes.
@@ -31,6 +31,8 @@ pub(super) fn listen(specs: &[ListenerSpec], ipv6: bool) -> String {
 }
 
 /// `tng-guard@NAME.service.d/50-slices.conf`: a cgroup match loads only when the cgroup is there.
+///
+/// Not `Requires=`: a slice that is stopped must not take the guard along, which follows it to its next start.
 pub(super) fn slices(config: &Config) -> Option<String> {
     let slices: BTreeSet<&str> = captures(config)
         .flat_map(|n| n.capture.iter().chain(&n.exclude))
@@ -40,13 +42,19 @@ pub(super) fn slices(config: &Config) -> Option<String> {
         return None;
     }
     let list = slices.into_iter().map(escaped).collect::<Vec<_>>().join(" ");
-    Some(format!("{HEADER}[Unit]\nRequires={list}\nAfter={list}\n"))
+    Some(format!("{HEADER}[Unit]\nWants={list}\nAfter={list}\n"))
 }
 
 /// `tng@NAME.service.d/50-problem.conf`: the file's first error where `systemctl status` shows it.
 pub(super) fn problem(instance: &str, problem: &str) -> String {
     let line: String = problem.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_PROBLEM).collect();
     format!("{HEADER}[Unit]\nDescription=tng {instance}, configuration refused: {}\n", escaped(&line))
+}
+
+/// `tng.target.d/50-instances.conf`: the target starts all instances.
+pub(super) fn wants(instances: &[InstanceName]) -> String {
+    let units: Vec<String> = instances.iter().map(|name| format!("tng@{name}.service")).collect();
+    format!("{HEADER}[Unit]\nWants={}\n", units.join(" "))
 }
 
 /// `tng@.service.d/50-notify-reload.conf`, from systemd 253 on: a reload is over when the data plane says so.
@@ -71,7 +79,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{EndpointName, InstanceName, Mark, parse};
+    use crate::config::{EndpointName, Mark, parse};
 
     fn spec(addr: &str, transparent: bool, mark: Option<u32>) -> ListenerSpec {
         ListenerSpec {
@@ -99,7 +107,7 @@ mod tests {
                     capture = [{ port = 1, cgroup = \"a.slice/a-b.slice\" }]\nexclude = [{ cgroup = \"c.slice\" }]\n\
                     [ingress.verify]\nprovider = \"sample\"\nallow_sample = true\n";
         let config = parse(InstanceName::new("x").unwrap(), std::path::Path::new("/x.toml"), text).unwrap().config;
-        let expected = format!("{HEADER}[Unit]\nRequires=a-b.slice c.slice\nAfter=a-b.slice c.slice\n");
+        let expected = format!("{HEADER}[Unit]\nWants=a-b.slice c.slice\nAfter=a-b.slice c.slice\n");
         assert_eq!(slices(&config), Some(expected));
     }
 

@@ -1,6 +1,7 @@
 //! `tng-generator`, a systemd.generator(7): the files of `/etc/tng` become drop-ins, so that they stay the only place
 //! where an instance is described. It never fails a boot: what is wrong with a file is logged, and shown by the unit.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::symlink;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::prepare::{listen_drop_in, problem_drop_in};
 use super::{drop_in, in_force, manager};
 use crate::capture::allocation::{Allocations, port_is_free};
+use crate::capture::order;
 use crate::config::{self, Config, InstanceName};
 use crate::daemon::{Paths, listeners};
 
@@ -33,11 +35,21 @@ pub fn run(dir: &Path) {
         say(&e.to_string());
         Allocations::default()
     });
-    let mut generator =
-        Generator { dir, paths, allocations, early_guards: target_is_enabled(), ipv6: listeners::has_ipv6() };
+    let mut generator = Generator {
+        dir,
+        paths,
+        allocations,
+        early_guards: target_is_enabled(),
+        ipv6: listeners::has_ipv6(),
+        named: order::named_ports(&files),
+        instances: Vec::new(),
+    };
     for file in &files {
         generator.complain(file, |g| g.instance(file));
     }
+    // Not links in tng.target.wants: `systemctl is-enabled tng@NAME` would take them for an enabled instance.
+    let wants = dir.join("tng.target.d/50-instances.conf");
+    generator.complain(&wants, |g| put(&wants, &drop_in::wants(&g.instances)));
     if !files.is_empty() && manager::version().is_some_and(|v| v >= NOTIFY_RELOAD_SINCE) {
         let reload = dir.join("tng@.service.d/50-notify-reload.conf");
         generator.complain(&reload, |_| put(&reload, &drop_in::notify_reload()));
@@ -52,6 +64,10 @@ struct Generator<'a> {
     /// `tng.target` starts with the host, and all instances with it: their guards must come before the network.
     early_guards: bool,
     ipv6: bool,
+    /// Ports that the files name themselves.
+    named: BTreeSet<u16>,
+    /// What `tng.target` wants.
+    instances: Vec<InstanceName>,
 }
 
 impl Generator<'_> {
@@ -69,7 +85,7 @@ impl Generator<'_> {
                 return Ok(());
             }
         };
-        self.want("tng.target.wants", &format!("tng@{name}.service"), "tng@.service")?;
+        self.instances.push(name.clone());
         if self.early_guards {
             self.want("sysinit.target.wants", &format!("tng-guard@{name}.service"), "tng-guard@.service")?;
         }
@@ -80,7 +96,7 @@ impl Generator<'_> {
                 }
                 // The sockets of a unit that is up must stay as they are, whatever the file says by now: systemd
                 // closes those that a daemon-reload no longer finds. A changed file counts after a reload or restart.
-                let config = in_force::current(&self.paths, file).unwrap_or(loaded.config);
+                let config = in_force::current(&self.paths, file).map_or(loaded.config, |current| current.config);
                 self.listeners(&config)
             }
             Err(report) => self.refused(&name, &report.to_string()),
@@ -88,7 +104,8 @@ impl Generator<'_> {
     }
 
     fn listeners(&mut self, config: &Config) -> io::Result<()> {
-        let slots = match self.allocations.assign(config, 0, port_is_free) {
+        let named = &self.named;
+        let slots = match self.allocations.assign(config, 0, |port| !named.contains(&port) && port_is_free(port)) {
             Ok(slots) => slots,
             Err(e) => return self.refused(&config.instance, &e.to_string()),
         };

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
 
-use super::{UnitError, in_force, manager};
+use super::{InForce, UnitError, in_force, manager};
 use crate::capture::allocation::Allocations;
 use crate::config::{self, OnStop};
 use crate::daemon::{Paths, fdstore, listeners, reload};
@@ -21,8 +21,11 @@ const BARRIER_MS: u16 = 5000;
 /// `ExecStartPost=` of the service: a restart took a file with a listener that the socket unit does not have open and
 /// the data plane may not open, such as a port below 1024.
 pub fn service_started(paths: &Paths, file: &Path) -> Result<(), UnitError> {
-    // With errors in the file the data plane has said what is wrong, and there is nothing to open.
-    if config::load(file).is_err() {
+    // What is not in force was not asked for, or was refused: there is nothing to open for it.
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    if paths.refused(&config::instance_of(file)?).exists()
+        || in_force::current(paths, file).is_none_or(|current| current.text != text)
+    {
         return Ok(());
     }
     let asking = Arc::new(Mutex::new(true));
@@ -68,7 +71,7 @@ pub fn service_stopped(paths: &Paths, file: &Path) -> Result<(), UnitError> {
 /// The socket unit is about to close its sockets, perhaps to open them again, and then all that the file names. What the
 /// manager still has of a reload (FDSTORE) would be in its way.
 fn release_stored(paths: &Paths, file: &Path) -> Result<(), UnitError> {
-    let Some(config) = in_force::current(paths, file) else { return Ok(()) };
+    let Some(InForce { config, .. }) = in_force::current(paths, file) else { return Ok(()) };
     let slots = Allocations::load(paths)?.get(&config.instance).cloned();
     for spec in listeners::specs(&config, slots.as_ref())? {
         notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(&fdstore::name_of(spec.addr))], &[]);
@@ -88,16 +91,27 @@ fn notify(notes: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) {
     }
 }
 
-/// `ExecStopPost=` of the socket, when the rules are gone: the guard goes as well, unless it is to stay. A restart of the
-/// socket keeps it. Without its file an instance is not wanted back after the next boot either.
+/// `ExecStopPost=` of the socket, when the rules are gone: the guard goes as well, unless it is to stay, or the system
+/// shuts down. A restart of the socket keeps it.
 pub fn socket_stopped(file: &Path) -> Result<(), UnitError> {
     let instance = config::instance_of(file)?;
-    let stays = in_force::last_good_of(file).is_some_and(|c| c.on_stop == OnStop::Closed);
-    if !file.exists() {
-        in_force::forget_last_good(&instance);
-    }
-    if stays || manager::pending_job(&format!("tng@{instance}.socket"))?.as_deref() != Some("stop") {
+    let stays = in_force::last_good_of(file).is_some_and(|good| good.config.on_stop == OnStop::Closed);
+    let asked = manager::pending_job(&format!("tng@{instance}.socket"))?.as_deref() == Some("stop");
+    if stays || !asked || manager::is_shutting_down() {
         return Ok(());
     }
     manager::systemctl(&["stop", "--no-block", &format!("tng-guard@{instance}.service")]).map(drop)
+}
+
+/// `ExecStopPost=` of the guard: an instance that was stopped without its file is not wanted back after the next boot.
+pub fn guard_stopped(paths: &Paths, file: &Path) -> Result<(), UnitError> {
+    let instance = config::instance_of(file)?;
+    if file.exists() || in_force::is_up(paths, &instance) {
+        return Ok(());
+    }
+    let asked = manager::pending_job(&format!("tng-guard@{instance}.service"))?.as_deref() == Some("stop");
+    if asked && !manager::is_shutting_down() {
+        in_force::forget_last_good(&instance);
+    }
+    Ok(())
 }

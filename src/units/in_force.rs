@@ -3,14 +3,21 @@
 //! An operator may leave a file half edited, and the host may boot with it. What was captured before must not go in
 //! plaintext then, so root keeps two copies of the text that was last applied: `/run/tng/.net/NAME.toml` while the
 //! instance's sockets are open, and `/var/lib/tng/NAME.toml` over a reboot.
+//!
+//! An edit counts when it is asked for: by a start, a restart or a reload. What nobody asked for, a crash or an upgrade,
+//! goes on with what is in force.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::UnitError;
+use crate::capture::allocation::write_atomically;
 use crate::config::{self, Config, InstanceName};
-use crate::daemon::Paths;
+use crate::daemon::{Paths, find_user};
+
+/// The data plane's user.
+pub const USER: &str = "tng";
 
 /// Where the last good configurations are.
 pub const STATE_DIR: &str = "/var/lib/tng";
@@ -71,31 +78,83 @@ pub fn instances(paths: &Paths) -> Vec<InstanceName> {
     names
 }
 
-/// The configuration whose listeners the socket unit has open, if it is up.
-pub fn current(paths: &Paths, path: &Path) -> Option<Config> {
+/// What is in force, if a socket unit has the instance's listeners open.
+pub fn current(paths: &Paths, path: &Path) -> Option<InForce> {
     let instance = config::instance_of(path).ok()?;
     let text = std::fs::read_to_string(paths.in_force(&instance)).ok()?;
-    Some(config::parse(instance, path, &text).ok()?.config)
+    let config = config::parse(instance, path, &text).ok()?.config;
+    Some(InForce { config, text, problem: None })
 }
 
-/// The configuration that was last applied.
-pub fn last_good_of(path: &Path) -> Option<Config> {
+/// What was last applied.
+pub fn last_good_of(path: &Path) -> Option<InForce> {
     let instance = config::instance_of(path).ok()?;
     let text = std::fs::read_to_string(last_good(&instance)).ok()?;
-    Some(config::parse(instance, path, &text).ok()?.config)
+    let config = config::parse(instance, path, &text).ok()?.config;
+    Some(InForce { config, text, problem: None })
 }
 
-/// Records what is in force now, until [`Paths::remove_instance`].
+/// What the data plane is to serve: under its units what is in force, else the file.
+pub fn to_serve(paths: &Paths, path: &Path) -> Result<Config, NotServed> {
+    let instance = config::instance_of(path)?;
+    let Ok(text) = std::fs::read_to_string(paths.in_force(&instance)) else { return Ok(config::load(path)?.config) };
+    // Root has looked at the file when this start was asked for.
+    if let Ok(why) = std::fs::read_to_string(paths.refused(&instance)) {
+        return Err(NotServed::Refused(why));
+    }
+    if std::fs::read_to_string(path).is_ok_and(|file| file != text) {
+        tracing::warn!(
+            reason = "file-not-in-force",
+            "{} was edited and is not in force; to take it: systemctl reload tng@{instance}",
+            path.display()
+        );
+    }
+    Ok(config::parse(instance, path, &text)?.config)
+}
+
+/// Why a data plane serves nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum NotServed {
+    /// The file has errors.
+    #[error("{0}")]
+    Config(#[from] config::Report),
+    /// The file was not taken when the start was asked for.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Records what is in force now, until [`Paths::remove_instance`]. The data plane's group may read it, as it may read
+/// the file itself.
 pub fn record(paths: &Paths, instance: &InstanceName, text: &str) -> Result<(), UnitError> {
-    write_private(&paths.in_force(instance), text)
+    let group = find_user(USER).ok().map(|(_, gid)| gid.as_raw());
+    write_private(&paths.in_force(instance), text, group)?;
+    let _ = std::fs::remove_file(paths.refused(instance));
+    Ok(())
 }
 
-/// Keeps `text` as what to fall back on. Only what was applied may come here.
-pub fn keep_as_last_good(instance: &InstanceName, text: &str) -> Result<(), UnitError> {
-    let dir = state_dir();
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-    made.map_err(|source| UnitError::File { path: dir.display().to_string(), source })?;
-    write_private(&last_good(instance), text)
+/// Records that the file as it is now cannot be taken, and why.
+pub fn refuse(paths: &Paths, instance: &InstanceName, why: &str) -> Result<(), UnitError> {
+    tracing::error!(
+        reason = "config-invalid",
+        error = why,
+        "{instance}: rules stay as they are, and nothing is served until the file is mended and reloaded"
+    );
+    let path = paths.refused(instance);
+    let written = write_atomically(&path, why.as_bytes());
+    written.map_err(|source| UnitError::File { path: path.display().to_string(), source })
+}
+
+/// Keeps `text` as what to fall back on. Only what was applied may come here. Failing is no reason to serve nothing.
+pub fn keep_as_last_good(instance: &InstanceName, text: &str) {
+    let path = last_good(instance);
+    if std::fs::read_to_string(&path).is_ok_and(|kept| kept == text) {
+        return;
+    }
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir());
+    let made = made.map_err(|source| UnitError::File { path: state_dir().display().to_string(), source });
+    if let Err(error) = made.and_then(|()| write_private(&path, text, None)) {
+        tracing::error!(reason = error.reason(), %error, "a boot with a broken file would find an older configuration");
+    }
 }
 
 /// An operator who removed the file does not want it back after the next boot.
@@ -111,13 +170,17 @@ fn last_good(instance: &InstanceName) -> PathBuf {
     state_dir().join(format!("{instance}.toml"))
 }
 
-/// Beside and renamed, for root alone: a configuration may hold credentials of an attestation service.
-fn write_private(path: &Path, text: &str) -> Result<(), UnitError> {
+/// Beside and renamed, for root and one group at most: a configuration may hold credentials of an attestation service.
+fn write_private(path: &Path, text: &str, group: Option<u32>) -> Result<(), UnitError> {
     let write = || -> io::Result<()> {
         use std::io::Write;
         let beside = path.with_extension("toml.new");
         let mut options = std::fs::OpenOptions::new();
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        if group.is_some() {
+            std::os::unix::fs::fchown(&file, None, group)?;
+            file.set_permissions(std::fs::Permissions::from_mode(0o640))?;
+        }
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         std::fs::rename(beside, path)

@@ -57,6 +57,12 @@ fn version_in(text: &str) -> Option<u32> {
     number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
+/// Whether a start that is under way was asked for, and is not systemd's own after a crash (systemd.service(5),
+/// Restart=; it counts those).
+pub(super) fn was_asked(unit: &str) -> Result<bool, UnitError> {
+    Ok(systemctl(&["show", "-P", "NRestarts", unit])?.trim() == "0")
+}
+
 /// Whether the system shuts down (`SystemState` of org.freedesktop.systemd1(5)).
 pub(super) fn is_shutting_down() -> bool {
     // It exits with 1 for every state but "running", and says which all the same.

@@ -2,26 +2,59 @@
 
 use std::path::Path;
 
-use super::{UnitError, in_force, manager};
+use super::{UnitError, in_force, manager, prepare};
 use crate::capture::plan::RulesPlan;
 use crate::capture::{apply, guard};
-use crate::config;
+use crate::config::{self, Config};
 use crate::daemon::Paths;
 
-/// Applies the rules of the file, or with `last_good` those of the configuration that was last up when the file has
-/// errors. A guard that runs changes first: what is captured newly is refused for a moment rather than let through.
+/// Applies the rules of what is in force, where a socket unit has the instance's listeners open; else those of the file,
+/// or with `last_good`, when the file has errors, those of the configuration that was last up.
 pub fn net_up(paths: &Paths, path: &Path, last_good: bool, owner_uid: u32) -> Result<(), UnitError> {
-    let wanted = if last_good { in_force::load_or_last_good(paths, path) } else { in_force::load(path) }?;
-    let config = &wanted.config;
+    let wanted = match in_force::current(paths, path) {
+        Some(wanted) => wanted,
+        None if last_good => in_force::load_or_last_good(paths, path)?,
+        None => in_force::load(path)?,
+    };
+    apply_rules(paths, &wanted.config, owner_uid)?;
+    if in_force::is_up(paths, &wanted.config.instance) {
+        in_force::keep_as_last_good(&wanted.config.instance, &wanted.text);
+    }
+    Ok(())
+}
+
+/// `ExecStartPre=` of the service. A start that was asked for takes the file as it is now; a crash and an upgrade go on
+/// with what is in force. What cannot be taken changes nothing, and the data plane refuses with the reason.
+pub fn service_starting(paths: &Paths, path: &Path, owner_uid: u32) -> Result<(), UnitError> {
+    let instance = config::instance_of(path)?;
+    let Some(current) = in_force::current(paths, path) else { return net_up(paths, path, true, owner_uid) };
+    if !manager::was_asked(&format!("tng@{instance}.service"))? || paths.upgrade().exists() {
+        return apply_rules(paths, &current.config, owner_uid);
+    }
+    let taken = in_force::load(path).map_err(UnitError::from).and_then(|wanted| {
+        apply_rules(paths, &wanted.config, owner_uid)?;
+        Ok(wanted)
+    });
+    match taken {
+        Ok(wanted) => {
+            in_force::record(paths, &instance, &wanted.text)?;
+            in_force::keep_as_last_good(&instance, &wanted.text);
+            prepare::forget_problem(&instance)
+        }
+        Err(error) => {
+            in_force::refuse(paths, &instance, &error.to_string())?;
+            apply_rules(paths, &current.config, owner_uid)
+        }
+    }
+}
+
+/// A guard that runs changes first: what is captured newly is refused for a moment rather than let through.
+fn apply_rules(paths: &Paths, config: &Config, owner_uid: u32) -> Result<(), UnitError> {
     if guard::is_running(paths, &config.instance) {
         let slots = apply::allocate(paths, config, owner_uid)?;
         guard::request_load(paths, &RulesPlan::new(config, &slots))?;
     }
     apply::up(paths, config, owner_uid)?;
-    if in_force::is_up(paths, &config.instance) && wanted.problem.is_none() {
-        in_force::record(paths, &config.instance, &wanted.text)?;
-        in_force::keep_as_last_good(&config.instance, &wanted.text)?;
-    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{InForce, UnitError, drop_in, in_force, manager};
 use crate::capture::allocation::InstanceSlots;
 use crate::capture::apply;
-use crate::config::{Config, InstanceName};
+use crate::config::{self, Config, InstanceName};
 use crate::daemon::{Paths, listeners};
 
 /// Where systemd has the generators write (systemd.generator(7)).
@@ -14,28 +14,31 @@ const GENERATED: &str = "/run/systemd/generator";
 
 /// Records ids, ports and what is in force, and has systemd read the listeners again when it knows others.
 ///
-/// Fails when the file has errors and there is no last good configuration.
+/// A file that has errors, or that is in another instance's way, leaves the last good configuration in force, and the
+/// data plane refuses with the reason. Fails when there is none.
 pub fn prepare(paths: &Paths, path: &Path, owner_uid: u32) -> Result<(), UnitError> {
-    // A file that is gone is no slip of the pen: the guard goes on refusing, and the start says what is missing.
-    let load = if path.exists() { in_force::load_or_last_good(paths, path) } else { in_force::load(path) };
-    let in_force = load?;
-    warn_of_problem(&in_force);
-    let config = &in_force.config;
-    let slots = apply::allocate(paths, config, owner_uid)?;
-    in_force::record(paths, &config.instance, &in_force.text)?;
-    settle(config, &slots, in_force.problem.is_some()).inspect_err(|_| paths.forget_in_force(&config.instance))
+    let instance = config::instance_of(path)?;
+    paths.make_private_dir().map_err(|source| UnitError::File { path: paths.root().display().to_string(), source })?;
+    let taken = in_force::load(path).map_err(UnitError::from).and_then(|wanted| take(paths, wanted, owner_uid));
+    let (config, slots) = match taken {
+        Ok(taken) => taken,
+        // A file that is gone is no slip of the pen: the guard goes on refusing, and the start says what is missing.
+        Err(error) if !path.exists() => return Err(error),
+        Err(error) => {
+            let Some(good) = in_force::last_good_of(path) else { return Err(error) };
+            let taken = take(paths, good, owner_uid)?;
+            in_force::refuse(paths, &instance, &error.to_string())?;
+            taken
+        }
+    };
+    let refused = paths.refused(&instance).exists();
+    settle(&config, &slots, refused).inspect_err(|_| paths.forget_in_force(&instance))
 }
 
-/// The file is wrong, and the unit goes on: whoever reads the journal must find out why.
-pub fn warn_of_problem(in_force: &InForce) {
-    if let Some(report) = &in_force.problem {
-        tracing::error!(
-            reason = "config-invalid",
-            error = %report,
-            "the last good configuration of {} stays in force for the rules; nothing is served until the file is mended",
-            in_force.config.instance
-        );
-    }
+fn take(paths: &Paths, wanted: InForce, owner_uid: u32) -> Result<(Config, InstanceSlots), UnitError> {
+    let slots = apply::allocate(paths, &wanted.config, owner_uid)?;
+    in_force::record(paths, &wanted.config.instance, &wanted.text)?;
+    Ok((wanted.config, slots))
 }
 
 fn settle(config: &Config, slots: &InstanceSlots, refused: bool) -> Result<(), UnitError> {

@@ -32,7 +32,8 @@ pub fn boots(pair: &Pair) {
     pair.client.write("/etc/early-marker", &word);
     pair.client.write("/etc/systemd/system/early-sender.service", EARLY_UNIT);
     pair.point("systemctl enable tng@ingress, tng@egress", || {
-        pair.client.sh("systemctl enable early-sender.service tng@ingress 2>&1");
+        // nftables.service flushes the ruleset when it starts and when it stops, at a shutdown as well.
+        pair.client.sh("systemctl enable early-sender.service nftables.service tng@ingress 2>&1");
         pair.server.sh("systemctl enable tng@egress 2>&1");
         String::new()
     });
@@ -102,7 +103,7 @@ pub fn boots(pair: &Pair) {
         assert!(!host.sh("nft list tables").contains("never"));
         String::new()
     });
-    pair.client.sh("systemctl disable early-sender.service 2>&1; systemctl stop early-sender.service; rm -f /usr/local/bin/early-sender /etc/early-marker /etc/systemd/system/early-sender.service; systemctl daemon-reload");
+    pair.client.sh("systemctl disable early-sender.service nftables.service 2>&1; nft delete table inet filter; systemctl stop early-sender.service; rm -f /usr/local/bin/early-sender /etc/early-marker /etc/systemd/system/early-sender.service; systemctl daemon-reload");
     server(pair);
 }
 

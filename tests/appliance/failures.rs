@@ -157,12 +157,14 @@ impl Case<'_> {
             || {
                 let mut kills = 0;
                 let sums = self.under_fire(&Load::STEADY, || {
-                    let end = Instant::now() + CRASH_LOOP;
-                    while Instant::now() < end {
+                    let (start, mut last) = (Instant::now(), Instant::now());
+                    // A loaded machine takes its time; one that does not come back at all is what must not be.
+                    while start.elapsed() < CRASH_LOOP || (kills < 3 && last.elapsed() < HEAL) {
                         if let Some(pid) = self.host.main_pid(&self.unit()) {
                             // It may be gone before its outer id is found.
                             if self.host.holds(&format!("kill -9 {pid}")) {
                                 kills += 1;
+                                last = Instant::now();
                             }
                         }
                         self.assert_held();
@@ -171,7 +173,7 @@ impl Case<'_> {
                         self.host.holds(&format!("systemctl is-active -q {}", self.unit()))
                     });
                 });
-                assert!(kills >= 3, "only {kills} kills in {CRASH_LOOP:?}: it did not come back quickly");
+                assert!(kills >= 3, "only {kills} kills: it did not come back within {HEAL:?}");
                 self.assert_held();
                 format!("{kills} kills; client: {sums}")
             },

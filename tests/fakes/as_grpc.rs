@@ -245,7 +245,7 @@ fn evaluate(mode: Mode, shared: &Shared, data: &[u8]) -> Result<Vec<u8>, (u16, S
             _ => serde_json::Value::Null,
         };
         let (tee, evidence, hash) = (one.tee, one.evidence, one.runtime_data_hash_algorithm);
-        Asked { tee, evidence, structured, hash, policy_ids: asked.policy_ids }
+        Asked { tee, evidence, structured, hash, policy_ids: asked.policy_ids, devices: Vec::new() }
     };
     // Both lines spell Azure's TEEs without separators here.
     let recorded = |name: &str| super::text(name).split_once('\n').unwrap().1.to_owned();

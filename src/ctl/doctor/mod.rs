@@ -21,6 +21,7 @@ mod settings;
 mod units;
 
 pub use agent::{AgentError, PROBE, probe};
+pub use attestation::PROXY_SOCKET;
 pub use finding::{Check, Finding, Severity};
 pub use host::{Host, Ran, RealHost, Rules, Running};
 
