@@ -247,9 +247,9 @@ async fn all_streams_of_an_http2_tunnel_end_with_its_peer() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_that_changes_nothing_keeps_connections_and_forgets_verdicts() {
     let service = FakeAs::start("127.0.0.1:0", AFFIRMING).await;
-    let (egress, target) = plane("out", Side::Egress, echo().await, Ra { attest: Some(attest()), verify: None });
+    let (egress, target) = plane("out", Side::Egress, echo().await, Ra { attest: Some(attest()), ..Ra::default() });
     let (mut endpoint, listener) = mapping("in", Side::Ingress, target, limits());
-    endpoint.ra = Ra { attest: None, verify: Some(verify(&service, Duration::from_secs(300))) };
+    endpoint.ra = Ra { verify: Some(verify(&service, Duration::from_secs(300))), ..Ra::default() };
     let entry = listener.local;
     let ingress = serve(endpoint.clone(), listener);
     let mut open = Vec::new();

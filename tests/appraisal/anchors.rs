@@ -1,6 +1,7 @@
 //! Whom a token may be signed by: files, pinned keys, key sets, or who the service says.
 
 use fakes::appraiser::Signer;
+use tng::attest::{TokenIssuer, Verifier};
 
 use super::*;
 
@@ -86,9 +87,9 @@ async fn the_doctor_reaches_both_protocols() {
 async fn a_token_that_one_side_got_is_checked_by_the_other() {
     let (first, second) = (start(AFFIRMING, Serves::GrpcAlone).await, start(AFFIRMING, Serves::Rest).await);
     let (evidence, bound) = evidence().await;
-    let token = verifier(&at(&[&first])).token(&evidence).await.unwrap();
+    let token = verifier(&at(&[&first])).issue(&evidence).await.unwrap();
     let check = async |service: AsService, bound: &RuntimeData| {
-        verifier(&service).check(&token, bound).await.map_or_else(|e| e.reason(), |_| "ok")
+        verifier(&service).check_token(&token, bound).await.map_or_else(|e| e.reason(), |_| "ok")
     };
     assert_eq!(check(at(&[&first]), &bound).await, "ok");
     assert_eq!(check(at(&[&first]), &RuntimeData::for_key(b"another")).await, "token-runtime-data");
