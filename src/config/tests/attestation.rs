@@ -84,7 +84,10 @@ fn an_attester_with_a_passport_names_who_makes_it() {
     only_error(&attest(&format!("{AA}\nmodel = \"pasport\"")), "egress[0].attest.model", "unknown-value");
     let off_host = format!("{AA}\nmodel = \"passport\"\nas_addr = \"http://192.0.2.5/\"");
     only_error(&attest(&off_host), "egress[0].attest.as_addr", "as-insecure");
-    for key in [AS, "policy_ids = [\"p\"]", "as_timeout = \"3s\"", "as_type = \"rest\"", "as_headers = { a = \"b\" }"] {
+    let ca = "as_ca = \"/etc/tng/ca.pem\"";
+    for key in
+        [AS, ca, "policy_ids = [\"p\"]", "as_timeout = \"3s\"", "as_type = \"rest\"", "as_headers = { a = \"b\" }"]
+    {
         let name = key.split(' ').next().unwrap_or_default();
         only_error(&attest(&format!("{AA}\n{key}")), &format!("egress[0].attest.{name}"), "contradiction");
     }
@@ -102,7 +105,14 @@ fn a_verifier_of_passports_needs_a_service_or_anchors() {
         matches!((&alone.provider, alone.model), (VerifyProvider::Anchors(trusted), Model::Passport) if trusted.certs.len() == 1)
     );
 
+    let pin = format!("model = \"passport\"\ntrusted_keys = [\"sha256:{}\"]", "ab".repeat(32));
+    let pinned = verify_of(&verify(&pin)).provider;
+    assert!(matches!(pinned, VerifyProvider::Anchors(trusted) if trusted.keys.len() == 1));
+
     only_error(&verify("model = \"passport\""), "ingress[0].verify", "missing");
+    let url = "model = \"passport\"\ntrusted_jwks = \"https://keys.example/jwks\"";
+    only_error(&verify(url), "ingress[0].verify.trusted_jwks", "contradiction");
+    only_error(&verify(&format!("{anchors}\nas_ca = \"{ca}\"")), "ingress[0].verify.as_ca", "contradiction");
     only_error(&verify(&format!("trusted_certs = [\"{ca}\"]")), "ingress[0].verify", "missing");
     only_error(&verify(&format!("{anchors}\nas_timeout = \"3s\"")), "ingress[0].verify.as_timeout", "contradiction");
     only_error(
@@ -110,4 +120,6 @@ fn a_verifier_of_passports_needs_a_service_or_anchors() {
         "ingress[0].verify.model",
         "contradiction",
     );
+    let builtin = "model = \"passport\"\nprovider = \"builtin\"";
+    only_error(&verify(builtin), "ingress[0].verify.model", "contradiction");
 }

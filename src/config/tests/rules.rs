@@ -255,10 +255,6 @@ fn session_binding_is_required_at_the_endpoint_or_in_its_verify_table() {
 fn what_a_later_version_brings_is_refused_in_its_own_words() {
     let asked = [
         ("ingress[0].netfilter.capture[0].set", ingress("capture = [{ port = 1, set = \"x\" }]")),
-        (
-            "ingress[0].attest.provider",
-            verify("as_addr = \"https://a.example/\"\n[ingress.attest]\nprovider = \"asr\""),
-        ),
         ("ingress[0].multiplex", ingress("capture = [{ port = 1 }]").replace("no_ra", "multiplex = true\nno_ra")),
         ("ingress[0].ohttp", format!("{}[ingress.ohttp]\n", ingress("capture = [{ port = 1 }]"))),
         ("ingress[0].tls", format!("{}[ingress.tls]\n", ingress("capture = [{ port = 1 }]"))),
