@@ -70,7 +70,7 @@ async fn a_token_lets_its_peer_in_whoever_vouches_for_the_signer() {
     ] {
         let before = service.appraisals();
         let verdict = met(verify(by), attest(&service)).await.0.unwrap();
-        assert_eq!(service.appraisals(), before + 1, "the attester's own, none by the verifier");
+        assert_eq!(service.appraisals(), before + 2, "the attester's own, for certificate and session");
         assert_eq!((verdict.tee.as_str(), verdict.status.as_str(), verdict.sample), ("sample", "affirming", true));
         assert!(verdict.trust_anchor.contains(anchor), "{}", verdict.trust_anchor);
         assert_eq!(verdict.claims["debug"], "false");
@@ -131,9 +131,9 @@ async fn an_attester_without_a_token_says_why_and_shows_nothing() {
     for (mode, wanted) in [
         (As::Rejected, "as-rejected"),
         (As::NoPolicy, "as-error"),
-        (As::Html, "as-garbage"),
+        (As::Html, "as-no-token"),
         (As::Silent, "as-timeout"),
-        (As::Stalls, "as-timeout"),
+        (As::Stalls, "as-stalled"),
         (As::Expired, "token-expired"),
         (As::WrongRuntimeData, "token-runtime-data"),
     ] {
@@ -239,8 +239,8 @@ async fn what_is_no_good_token_is_refused_each_with_its_reason() {
         (&signature_gone, "token-malformed"),
         (&format!("{signature_gone}."), "token-signature"),
         // {"alg":"none"} and {"alg":"HS256"}
-        (&good.replacen(good.split('.').next().unwrap(), "eyJhbGciOiJub25lIn0", 1), "token-alg"),
-        (&good.replacen(good.split('.').next().unwrap(), "eyJhbGciOiJIUzI1NiJ9", 1), "token-alg"),
+        (&good.replacen(good.split('.').next().unwrap(), "eyJhbGciOiJub25lIn0", 1), "token-alg-none"),
+        (&good.replacen(good.split('.').next().unwrap(), "eyJhbGciOiJIUzI1NiJ9", 1), "token-alg-mac"),
     ] {
         let credential = Credential::Token(token.to_owned());
         assert_eq!(shown(anchors(), new_key(), &credential).await, wanted, "{token:.40}");
