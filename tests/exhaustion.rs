@@ -68,21 +68,27 @@ fn two_thousand_connections_leave_nothing_behind() {
         // The first round pays for what stays: code pages, thread pools, allocator arenas.
         drop(open(&pair, 2000).await);
         eventually("round one ended", || pair.ingress.open_connections() + pair.egress.open_connections() == 0).await;
-        let (before_fds, before_rss) = (descriptors(), resident());
-        let all = open(&pair, 2000).await;
-        assert!(descriptors() > before_fds + 10_000, "the connections do not exist");
-        for (index, stream) in all.into_iter().enumerate() {
-            if index % 2 == 0 {
-                socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("linger");
+        let before_fds = descriptors();
+        let mut grown = Vec::new();
+        // More at once on a busy machine make the allocator keep more, once; a leak grows in every round.
+        while grown.last().is_none_or(|grown| *grown >= 16 * 1024) {
+            assert!(grown.len() < 4, "more KiB after each round: {grown:?}");
+            let before_rss = resident();
+            let all = open(&pair, 2000).await;
+            assert!(descriptors() > before_fds + 10_000, "the connections do not exist");
+            for (index, stream) in all.into_iter().enumerate() {
+                if index % 2 == 0 {
+                    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("linger");
+                }
             }
+            eventually("round ended", || pair.ingress.open_connections() + pair.egress.open_connections() == 0).await;
+            eventually("descriptors", || descriptors() <= before_fds + 4).await;
+            grown.push(resident().saturating_sub(before_rss));
         }
-        eventually("round two ended", || pair.ingress.open_connections() + pair.egress.open_connections() == 0).await;
-        eventually("descriptors", || descriptors() <= before_fds + 4).await;
-        let grown = resident().saturating_sub(before_rss);
-        assert!(grown < 16 * 1024, "{grown} KiB more than before");
-        assert_eq!(pair.ingress.endpoint_views()[0].counters.connections_total, 4000);
+        let all = 2000 * (1 + grown.len() as u64);
+        assert_eq!(pair.ingress.endpoint_views()[0].counters.connections_total, all);
         let counters = pair.egress.endpoint_views()[0].counters;
-        assert_eq!((counters.connections_total, counters.connections_refused), (4000, 0));
+        assert_eq!((counters.connections_total, counters.connections_refused), (all, 0));
         open(&pair, 1).await;
     });
 }

@@ -36,7 +36,7 @@ impl Host {
         let to = self.path("generator");
         let _ = std::fs::remove_dir_all(&to);
         std::fs::create_dir(&to).unwrap();
-        let output = Command::new(self.path("bin/tng-generator"))
+        let output = alone(&self.path("bin/tng-generator"))
             .args([&to, &to, &to])
             .env("TNG_CONFIG_DIR", self.path("etc"))
             .env("TNG_RUNTIME_DIR", self.path("run"))
@@ -48,6 +48,13 @@ impl Host {
         collect(&to, &to, &mut files);
         (output, files)
     }
+}
+
+/// A program in a network namespace of its own: which ports are free must not depend on what else runs.
+fn alone(program: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""]).arg(program);
+    command
 }
 
 fn collect(top: &Path, dir: &Path, files: &mut BTreeMap<String, String>) {
@@ -141,7 +148,7 @@ fn ports_of_captures_are_those_that_the_units_will_be_given() {
     }
     let (_, files) = host.generate();
     for name in ["c", "a", "a-b"] {
-        let rules = Command::new(env!("CARGO_BIN_EXE_tngctl"))
+        let rules = alone(Path::new(env!("CARGO_BIN_EXE_tngctl")))
             .args(["rules", name])
             .env("TNG_CONFIG_DIR", host.path("etc"))
             .env("TNG_RUNTIME_DIR", host.path("run"))
