@@ -154,6 +154,14 @@ async fn alive(stream: &mut TcpStream) -> bool {
     timeout(Duration::from_secs(10), round).await.expect("an answer or an end")
 }
 
+/// Connects, and sees the connection reset: already in the connect when the refusal was quick.
+async fn refused(at: SocketAddr) {
+    match TcpStream::connect(at).await {
+        Ok(mut stream) => reset(&mut stream).await,
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+    }
+}
+
 /// Waits for the reset that an application sees.
 async fn reset(stream: &mut TcpStream) {
     let end = timeout(Duration::from_secs(10), stream.read(&mut [0])).await.expect("still open");
@@ -191,8 +199,7 @@ async fn a_peer_that_is_refused_later_loses_its_open_connections_with_the_reason
     reset(&mut second).await;
     eventually("records", || ended(&tunnel.ingress, "token-status-contraindicated") == 2).await;
     // New ones are refused by the same answer, and let in again when the service changes its mind.
-    let mut refused = TcpStream::connect(tunnel.entry).await.expect("connect");
-    reset(&mut refused).await;
+    refused(tunnel.entry).await;
     tunnel.service.set(AFFIRMING);
     tunnel.open().await;
 }
@@ -262,8 +269,7 @@ async fn a_reload_that_changes_nothing_keeps_connections_and_forgets_verdicts() 
     service.set(REFUSING);
     ingress.reload(&config(vec![endpoint]), ingress.listeners().expect("duplicates")).expect("reload");
     assert!(alive(&mut open[0]).await, "an open connection was cut");
-    let mut new = TcpStream::connect(entry).await.expect("connect");
-    reset(&mut new).await;
+    refused(entry).await;
     assert_eq!(service.appraisals(), 2, "the old verdict was used again");
     let metrics = egress.metrics_text().expect("metrics");
     for line in ["tng_evidence_age_seconds{endpoint=\"out\",side=\"egress\"} ", "event=\"evidence-failed\"} 0"] {
