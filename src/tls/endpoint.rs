@@ -120,6 +120,11 @@ impl EndpointTls {
         Self::speaking(endpoint, clock, &(vec![Alpn::RatsTls], vec![Alpn::RatsTls, Alpn::H2]))
     }
 
+    /// The same for an endpoint whose connections each take a handshake of their own: none is in a resumed TLS session.
+    pub fn without_resumption(endpoint: &Endpoint, clock: Arc<dyn Clock>) -> Result<Arc<Self>, ChannelError> {
+        Self::speaking(endpoint, clock, &bind::protocols(&endpoint.ra))
+    }
+
     fn speaking(
         endpoint: &Endpoint,
         clock: Arc<dyn Clock>,

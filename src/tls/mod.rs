@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use crate::attest::Verdict;
 use crate::config::Ra;
 
+pub use config::provider as crypto_provider;
 pub use endpoint::EndpointTls;
 pub use error::ChannelError;
 pub use peer::PeerError;

@@ -1,0 +1,156 @@
+//! The ways in which a connection comes about that are compared, and what each must have done to count.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use tng::tls::TlsStatus;
+
+/// How two ends come to a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// Plain TLS in which the server alone shows a certificate. For orientation.
+    ServerOnly,
+    /// Plain mutual TLS, both chains verified: what everything is compared with.
+    Mutual,
+    /// The same resumed, with tickets as rustls gives them by default. For orientation.
+    MutualResumed,
+    /// RATS-TLS, each side asks the service about the other in each handshake.
+    ColdCertificate,
+    /// `tng/1`, each side makes evidence and asks the service about the other's in each handshake.
+    ColdSession,
+    /// RATS-TLS with verdicts from the cache.
+    Cached,
+    /// `tng/1`, each side confirms an earlier session in a full handshake.
+    Confirmed,
+    /// `tng/1` in a resumed TLS session.
+    Resumed,
+}
+
+/// What the handshakes of one slice did.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Handshakes.
+    pub handshakes: u64,
+    /// Of these, in resumed TLS sessions.
+    pub resumed: u64,
+    /// Appraisals that the service counted.
+    pub appraisals: u64,
+    /// Counters of the ends that attest, client and server.
+    pub ends: Vec<Counters>,
+    /// Cipher suite and group of the key exchange.
+    pub primitives: BTreeSet<String>,
+}
+
+/// What one end counted itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Requests to the service.
+    pub as_calls: u64,
+    /// Verdicts reused.
+    pub hits: u64,
+    /// Connections with evidence about the key of the certificate.
+    pub certificate: u64,
+    /// Connections with evidence about themselves.
+    pub session: u64,
+}
+
+impl Counters {
+    /// As `status` tells them.
+    pub fn of(status: &TlsStatus) -> Self {
+        Self {
+            as_calls: status.as_calls,
+            hits: status.cache_hits,
+            certificate: status.certificate_bound,
+            session: status.session_bound,
+        }
+    }
+
+    /// What was added since `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            as_calls: self.as_calls - before.as_calls,
+            hits: self.hits - before.hits,
+            certificate: self.certificate - before.certificate,
+            session: self.session - before.session,
+        }
+    }
+}
+
+impl Way {
+    /// In the order of the table.
+    pub const ALL: [Self; 8] = [
+        Self::ServerOnly,
+        Self::Mutual,
+        Self::MutualResumed,
+        Self::ColdCertificate,
+        Self::ColdSession,
+        Self::Cached,
+        Self::Confirmed,
+        Self::Resumed,
+    ];
+
+    /// Key in the JSON, and how the table calls it.
+    pub fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::ServerOnly => ("tls_server_only", "TLS, server's certificate alone"),
+            Self::Mutual => ("mutual_tls", "mutual TLS"),
+            Self::MutualResumed => ("mutual_tls_resumed", "mutual TLS, resumed"),
+            Self::ColdCertificate => ("rats_tls_cold", "RATS-TLS, cold"),
+            Self::ColdSession => ("tng1_cold", "tng/1, cold"),
+            Self::Cached => ("rats_tls_cached", "RATS-TLS, cached verdict"),
+            Self::Confirmed => ("tng1_confirmed", "tng/1, confirmed"),
+            Self::Resumed => ("tng1_resumed", "tng/1, resumed"),
+        }
+    }
+
+    /// Whether the ends are endpoints of tng.
+    pub fn attests(self) -> bool {
+        !matches!(self, Self::ServerOnly | Self::Mutual | Self::MutualResumed)
+    }
+
+    /// Whether each handshake is appraised anew.
+    pub fn is_cold(self) -> bool {
+        matches!(self, Self::ColdCertificate | Self::ColdSession)
+    }
+
+    /// Whether TLS sessions are resumed.
+    pub fn resumes(self) -> bool {
+        matches!(self, Self::MutualResumed | Self::Resumed)
+    }
+
+    /// CPU time of [`Way::Mutual`] that it may need: at most this part, and whether less than that is demanded.
+    pub fn budget(self) -> Option<(f64, bool)> {
+        match self {
+            Self::Cached => Some((1.1, false)),
+            Self::Resumed => Some((1.0, true)),
+            _ => None,
+        }
+    }
+
+    /// What is wrong with a slice: a figure counts only for connections that came about in this way, all of them.
+    pub fn complaint(self, tally: &Tally) -> Option<String> {
+        let n = tally.handshakes;
+        let each = |counters: Counters| vec![counters; 2];
+        let (appraisals, ends) = match self {
+            Self::ServerOnly | Self::Mutual | Self::MutualResumed => (0, Vec::new()),
+            Self::ColdCertificate => (2 * n, each(Counters { as_calls: n, hits: 0, certificate: n, session: 0 })),
+            Self::ColdSession => (2 * n, each(Counters { as_calls: n, hits: 0, certificate: 0, session: n })),
+            Self::Cached => (0, each(Counters { as_calls: 0, hits: n, certificate: n, session: 0 })),
+            Self::Confirmed | Self::Resumed => (0, each(Counters { as_calls: 0, hits: n, certificate: 0, session: 0 })),
+        };
+        let resumed = if self.resumes() { n } else { 0 };
+        if tally.resumed != resumed {
+            return Some(format!("{} of {n} sessions were resumed instead of {resumed}", tally.resumed));
+        }
+        if tally.appraisals != appraisals {
+            return Some(format!("{} appraisals instead of {appraisals}", tally.appraisals));
+        }
+        (tally.ends != ends).then(|| format!("the ends counted {:?} instead of {ends:?}", tally.ends))
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.names().1)
+    }
+}
