@@ -167,7 +167,7 @@ async fn a_stolen_key_does_not_resume_the_session_of_its_tee() {
         raw.say(Message::Pass).await;
     });
     assert_eq!(confirmed.await.0, "ok");
-    assert_eq!(verifier.status().session_resumed, 1);
+    assert_eq!(verifier.status().session_confirmed, 1);
 }
 
 #[tokio::test]

@@ -70,7 +70,7 @@ async fn later_connections_confirm_the_session_and_carry_its_age() {
     }
     for side in [&client, &server] {
         let status = side.status();
-        assert_eq!((status.session_bound, status.session_resumed, status.certificate_bound), (1, 5, 0));
+        assert_eq!((status.session_bound, status.session_confirmed, status.certificate_bound), (1, 5, 0));
         assert_eq!(status.cache_hits, 5);
     }
 }
@@ -83,7 +83,7 @@ async fn a_session_is_not_resumed_beyond_verdict_ttl_and_never_with_zero() {
     for _ in 0..3 {
         meet(&each_time, &server).await.0.unwrap();
     }
-    assert_eq!((each_time.status().session_bound, each_time.status().session_resumed), (3, 0));
+    assert_eq!((each_time.status().session_bound, each_time.status().session_confirmed), (3, 0));
 
     let brief = endpoint(with(Duration::from_secs(1)));
     let first = meet(&brief, &server).await;
@@ -115,7 +115,7 @@ async fn a_hundred_at_once_from_both_sides_cost_one_exchange_each_and_do_not_wai
         s.unwrap();
     }
     for side in [&client, &server] {
-        assert_eq!((side.status().session_bound, side.status().session_resumed), (1, 99));
+        assert_eq!((side.status().session_bound, side.status().session_confirmed), (1, 99));
     }
 }
 
@@ -125,7 +125,7 @@ async fn an_endpoint_that_forgot_makes_new_evidence() {
     meet(&client, &endpoint(server_side())).await.0.unwrap();
     // Another process, another key.
     meet(&client, &endpoint(server_side())).await.0.unwrap();
-    assert_eq!((client.status().session_bound, client.status().session_resumed), (2, 0));
+    assert_eq!((client.status().session_bound, client.status().session_confirmed), (2, 0));
 }
 
 #[tokio::test]

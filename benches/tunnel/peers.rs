@@ -205,10 +205,10 @@ fn nginx(end: End, ports: Ports, dir: &Path, certs: &Certs) -> String {
 }
 
 fn tng(side: &str, ports: Ports) -> String {
-    // Both sides attest and both verify: the only way tng's TLS is mutual.
+    // Both sides attest and both verify: the only way tng's TLS is mutual. Nothing is reused, as the others resume nothing.
     format!(
         "[[{side}]]\nname = \"bench\"\n[{side}.mapping]\nlisten = \"127.0.0.1:{}\"\ntarget = \"127.0.0.1:{}\"\n\
-         [{side}.attest]\nprovider = \"sample\"\n[{side}.verify]\nprovider = \"sample\"\nallow_sample = true\n",
+         [{side}.attest]\nprovider = \"sample\"\n[{side}.verify]\nprovider = \"sample\"\nallow_sample = true\nverdict_ttl = \"0s\"\n",
         ports.listen, ports.target
     )
 }

@@ -104,7 +104,7 @@ fn binding_row(attestation: &serde_json::Value) -> Vec<String> {
     let line = format!(
         "{} to the session, {} to one bound before, {} to the certificate only{}",
         count("session_bound"),
-        count("session_resumed"),
+        count("session_confirmed") + count("session_resumed"),
         count("certificate_bound"),
         if required { "; session binding is required" } else { "" },
     );

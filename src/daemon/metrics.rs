@@ -45,12 +45,13 @@ struct EventLabels {
 }
 
 /// Counters in a tunnel's status and the events they count.
-const ATTESTATION_EVENTS: [(&str, &str); 8] = [
+const ATTESTATION_EVENTS: [(&str, &str); 9] = [
     ("/as_calls", "as-request"),
     ("/as_failovers", "as-failover"),
     ("/aa_calls", "aa-request"),
     ("/cache_hits", "verdict-reused"),
     ("/session_bound", "session-bound"),
+    ("/session_confirmed", "session-confirmed"),
     ("/session_resumed", "session-resumed"),
     ("/certificate_bound", "certificate-bound"),
     ("/attest/failures", "evidence-failed"),

@@ -119,23 +119,41 @@ impl Renew for BoundRenewal {
     }
 }
 
+/// What lets a connection of `tng/1` in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Evidence about this connection.
+    Evidence,
+    /// The secret of an earlier session.
+    Confirmation,
+    /// A TLS ticket of an earlier session.
+    Ticket,
+}
+
 /// How often evidence was bound to what.
 #[derive(Default)]
 pub(super) struct BindingCounts {
-    pub session: AtomicU64,
-    pub resumed: AtomicU64,
-    pub certificate: AtomicU64,
+    session: AtomicU64,
+    confirmed: AtomicU64,
+    resumed: AtomicU64,
+    certificate: AtomicU64,
 }
 
 impl BindingCounts {
-    /// One more channel. `resumed`: an earlier session was referred to, as far as this side knows.
-    pub fn count(&self, alpn: Alpn, bare: bool, resumed: bool) {
-        let counter = match alpn {
-            Alpn::Tng1 if resumed => &self.resumed,
-            Alpn::Tng1 => &self.session,
+    /// One more channel. `origin`: as far as this side knows.
+    pub fn count(&self, alpn: Alpn, bare: bool, origin: Origin) {
+        let counter = match (alpn, origin) {
+            (Alpn::Tng1, Origin::Evidence) => &self.session,
+            (Alpn::Tng1, Origin::Confirmation) => &self.confirmed,
+            (Alpn::Tng1, Origin::Ticket) => &self.resumed,
             _ if bare => return,
             _ => &self.certificate,
         };
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// New sessions, confirmed ones, resumed ones, certificates.
+    pub fn read(&self) -> [u64; 4] {
+        [&self.session, &self.confirmed, &self.resumed, &self.certificate].map(|c| c.load(Ordering::Relaxed))
     }
 }

@@ -2,21 +2,22 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use rustls::pki_types::ServerName;
+use rustls::server::Acceptor;
 use rustls::{ClientConfig, ServerConfig};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
 
-use super::bind::{self, BindingCounts, BoundRenewal, Proving};
+use super::bind::{self, BindingCounts, BoundRenewal, Origin, Proving};
 use super::certificate::fingerprint;
 use super::identity::{Fixed, IdentityStore};
 use super::peer::PeerCertificate;
+use super::resumption::{AsClient, AsServer, Handshake, Ticketing, Tickets};
 use super::session::{BoundSession, SessionError, Sessions};
 use super::standing::{Renew, Standing, Standings};
 use super::status::{AttestStatus, FailureStatus, Ledger, TlsStatus, VerifyStatus, unix};
@@ -44,6 +45,8 @@ pub struct EndpointTls {
     ledger: Ledger,
     require_session_binding: bool,
     counts: BindingCounts,
+    /// Absent when sessions are not bound, or not resumed.
+    tickets: Option<Tickets>,
 }
 
 /// What this side demands of the peer.
@@ -112,12 +115,17 @@ impl EndpointTls {
 
     /// The same, with the time taken from `clock`.
     pub fn with_clock(endpoint: &Endpoint, clock: Arc<dyn Clock>) -> Result<Arc<Self>, ChannelError> {
-        Self::speaking(endpoint, clock, &bind::protocols(&endpoint.ra))
+        Self::speaking(endpoint, clock, &bind::protocols(&endpoint.ra), true)
+    }
+
+    /// The same for an endpoint whose every connection makes a full handshake.
+    pub fn without_tickets(endpoint: &Endpoint, clock: Arc<dyn Clock>) -> Result<Arc<Self>, ChannelError> {
+        Self::speaking(endpoint, clock, &bind::protocols(&endpoint.ra), false)
     }
 
     /// The same for an endpoint that speaks RATS-TLS alone, as one of TNG 2.8 does.
     pub fn rats_tls_only(endpoint: &Endpoint, clock: Arc<dyn Clock>) -> Result<Arc<Self>, ChannelError> {
-        Self::speaking(endpoint, clock, &(vec![Alpn::RatsTls], vec![Alpn::RatsTls, Alpn::H2]))
+        Self::speaking(endpoint, clock, &(vec![Alpn::RatsTls], vec![Alpn::RatsTls, Alpn::H2]), false)
     }
 
     /// The same for an endpoint whose connections each take a handshake of their own: none is in a resumed TLS session.
@@ -129,6 +137,7 @@ impl EndpointTls {
         endpoint: &Endpoint,
         clock: Arc<dyn Clock>,
         (as_client, as_server): &(Vec<Alpn>, Vec<Alpn>),
+        tickets: bool,
     ) -> Result<Arc<Self>, ChannelError> {
         let timeout = endpoint.limits.handshake_timeout;
         let attester = match &endpoint.ra.attest {
@@ -161,6 +170,7 @@ impl EndpointTls {
             ledger: Ledger::default(),
             require_session_binding: endpoint.ra.require_session_binding,
             counts: BindingCounts::default(),
+            tickets: (tickets && as_client.contains(&Alpn::Tng1)).then(Tickets::default),
         }))
     }
 
@@ -175,16 +185,10 @@ impl EndpointTls {
                 None => ServerName::from(tcp.peer_addr()?.ip()),
             };
             let shown = self.identity.ready().await?;
-            let config = match &shown {
-                None => self.client.clone(),
-                Some(identity) => {
-                    let mut own = ClientConfig::clone(&self.client);
-                    own.client_auth_cert_resolver = identity.clone();
-                    Arc::new(own)
-                }
-            };
-            let stream = TlsConnector::from(config).connect(name, tcp).await?;
-            self.finish(stream.into(), shown).await
+            let (at, tickets) = (tcp.peer_addr()?, self.tickets.as_ref());
+            let ticketing = tickets.map(|t| t.as_client(at, server_name, self.appraisal.as_ref()));
+            let stream = TlsConnector::from(self.client_config(shown.as_ref(), ticketing.as_ref())).connect(name, tcp);
+            self.finish(stream.await?.into(), shown, ticketing.map(Ticketing::Client)).await
         };
         self.conclude(peer, tokio::time::timeout(self.handshake_timeout, work).await)
     }
@@ -194,18 +198,47 @@ impl EndpointTls {
         let peer = tcp.peer_addr().ok();
         let work = async {
             let shown = self.identity.ready().await?;
-            let config = match &shown {
-                None => self.server.clone(),
-                Some(identity) => {
-                    let mut own = ServerConfig::clone(&self.server);
-                    own.cert_resolver = identity.clone();
-                    Arc::new(own)
+            let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+            // Tickets are of use to a client of tng/1 alone.
+            let bindable = hello.client_hello().alpn().is_some_and(|mut p| p.any(|p| p == Alpn::Tng1.as_wire()));
+            let tickets = self.tickets.as_ref().filter(|_| bindable);
+            let ticketing = tickets.map(|t| t.as_server(shown.as_ref(), self.appraisal.as_ref()));
+            let stream = hello.into_stream_with(self.server_config(shown.as_ref(), ticketing.as_ref()), |connection| {
+                if let Some(own) = &ticketing {
+                    own.label(connection);
                 }
-            };
-            let stream = TlsAcceptor::from(config).accept(tcp).await?;
-            self.finish(stream.into(), shown).await
+            });
+            self.finish(stream.await?.into(), shown, ticketing.map(Ticketing::Server)).await
         };
         self.conclude(peer, tokio::time::timeout(self.handshake_timeout, work).await)
+    }
+
+    fn client_config(&self, shown: Option<&Arc<Fixed>>, ticketing: Option<&AsClient>) -> Arc<ClientConfig> {
+        if shown.is_none() && ticketing.is_none() {
+            return self.client.clone();
+        }
+        let mut own = ClientConfig::clone(&self.client);
+        if let Some(identity) = shown {
+            own.client_auth_cert_resolver = identity.clone();
+        }
+        if let Some(tickets) = ticketing {
+            own.resumption = tickets.store();
+        }
+        Arc::new(own)
+    }
+
+    fn server_config(&self, shown: Option<&Arc<Fixed>>, ticketing: Option<&AsServer>) -> Arc<ServerConfig> {
+        if shown.is_none() && ticketing.is_none() {
+            return self.server.clone();
+        }
+        let mut own = ServerConfig::clone(&self.server);
+        if let Some(identity) = shown {
+            own.cert_resolver = identity.clone();
+        }
+        if let Some(tickets) = ticketing {
+            (own.session_storage, own.send_tls13_tickets) = tickets.store();
+        }
+        Arc::new(own)
     }
 
     /// Everything between the handshake and the first application byte.
@@ -213,20 +246,43 @@ impl EndpointTls {
         &self,
         mut stream: TlsStream<TcpStream>,
         shown: Option<Arc<Fixed>>,
+        ticketing: Option<Ticketing>,
     ) -> Result<Channel, ChannelError> {
         // From here on whatever drops the stream (refusal, deadline, cancellation) resets the connection:
         // the peer, whose handshake is over, must not take a refusal for a clean end.
         SockRef::from(stream.get_ref().0).set_linger(Some(Duration::ZERO))?;
         let (_, session) = stream.get_ref();
         let alpn = session.alpn_protocol().and_then(Alpn::from_wire).ok_or(ChannelError::Alpn)?;
-        let mut resumed = false;
+        let handshake = ticketing.as_ref().map_or(Ok(Handshake::Full), |own| own.handshake(&stream))?;
+        let mut origin = Origin::Evidence;
         let standing = match (alpn, &self.appraisal) {
             (Alpn::Tng1, appraisal) => {
-                let bound = bind::bind(&mut stream, self.proving.as_ref(), shown.as_deref(), appraisal.as_ref());
-                let bound = bound.await?;
-                resumed = bound.as_ref().is_some_and(|b| b.resumed);
-                bound.zip(appraisal.as_ref()).map(|(bound, appraisal)| self.stands(appraisal, bound.session))
+                let session = match handshake {
+                    Handshake::Resumed(session) => {
+                        origin = Origin::Ticket;
+                        session
+                    }
+                    Handshake::Full => {
+                        let bound =
+                            bind::bind(&mut stream, self.proving.as_ref(), shown.as_deref(), appraisal.as_ref());
+                        let bound = bound.await?;
+                        if bound.as_ref().is_some_and(|b| b.resumed) {
+                            origin = Origin::Confirmation;
+                        }
+                        bound.map(|b| b.session)
+                    }
+                };
+                if let (Some(tickets), Some(own)) = (&self.tickets, ticketing) {
+                    tickets.keep(own, session.clone(), appraisal.as_ref());
+                }
+                match (appraisal, session) {
+                    (None, _) => None,
+                    (Some(appraisal), Some(session)) => Some(self.stands(appraisal, session)),
+                    (Some(_), None) => return Err(SessionError::Ticket.into()),
+                }
             }
+            // The certificate of a resumed handshake says nothing of who is there, and only tng/1 gives tickets.
+            _ if matches!(handshake, Handshake::Resumed(_)) => return Err(SessionError::Ticket.into()),
             (_, None) => None,
             (_, Some(appraisal)) => {
                 let der = session.peer_certificates().and_then(|c| c.first()).ok_or(PeerError::NoCertificate)?;
@@ -235,7 +291,7 @@ impl EndpointTls {
         };
         let peer = standing.as_ref().map_or(Peer::Unverified, |s| Peer::Verified(s.verdict()));
         SockRef::from(stream.get_ref().0).set_linger(None)?;
-        self.counts.count(alpn, self.proving.is_none() && self.appraisal.is_none(), resumed);
+        self.counts.count(alpn, self.proving.is_none() && self.appraisal.is_none(), origin);
         Ok(Channel { stream, peer, alpn, standing })
     }
 
@@ -279,6 +335,9 @@ impl EndpointTls {
 
     /// Forgets what was found about peers: a reload may have changed what it rests on.
     pub fn reloaded(&self) {
+        if let Some(tickets) = &self.tickets {
+            tickets.clear();
+        }
         if let Some(appraisal) = &self.appraisal {
             appraisal.cache.clear();
             appraisal.sessions.clear();
@@ -287,18 +346,19 @@ impl EndpointTls {
 
     /// For `tngctl status`.
     pub fn status(&self) -> TlsStatus {
-        let resumed = self.counts.resumed.load(Ordering::Relaxed);
+        let [session, confirmed, resumed, certificate] = self.counts.read();
         let mut status = TlsStatus {
             attest: self.proving.as_ref().map(|p| self.attest_status(p.attester.provider())),
             verify: self.appraisal.as_ref().map(|a| a.status()),
             as_calls: self.appraisal.as_ref().map_or(0, |a| a.verifier.calls()),
             as_failovers: self.appraisal.as_ref().map_or(0, |a| a.verifier.failovers()),
-            cache_hits: self.appraisal.as_ref().map_or(0, |a| a.cache.hits()) + resumed,
+            cache_hits: self.appraisal.as_ref().map_or(0, |a| a.cache.hits()) + confirmed + resumed,
             aa_calls: self.proving.as_ref().map_or(0, |p| p.attester.calls()),
             require_session_binding: self.require_session_binding,
-            session_bound: self.counts.session.load(Ordering::Relaxed),
+            session_bound: session,
+            session_confirmed: confirmed,
             session_resumed: resumed,
-            certificate_bound: self.counts.certificate.load(Ordering::Relaxed),
+            certificate_bound: certificate,
             ..TlsStatus::default()
         };
         self.ledger.fill(&mut status);
@@ -346,6 +406,11 @@ impl Appraisal {
             deadline: endpoint.limits.handshake_timeout,
             renewals: Semaphore::new(MAX_RENEWALS),
         })
+    }
+
+    /// Whether later connections may refer to this session.
+    pub(super) fn still_bound(&self, session: &BoundSession) -> bool {
+        self.clock.now() < session.verdict.expires_at && self.sessions.holds(session)
     }
 
     fn key(&self, der: &[u8]) -> CacheKey {

@@ -8,6 +8,7 @@ mod error;
 mod identity;
 mod peer;
 mod providers;
+mod resumption;
 pub mod session;
 mod standing;
 mod status;

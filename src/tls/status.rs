@@ -41,6 +41,8 @@ pub struct TlsStatus {
     /// Channels whose evidence was made for them (`tng/1`).
     pub session_bound: u64,
     /// Channels whose peer confirmed a session that was bound before, as far as this side verifies.
+    pub session_confirmed: u64,
+    /// Channels that resumed a bound session by a TLS ticket.
     pub session_resumed: u64,
     /// Channels with evidence about the certificate's key alone (RATS-TLS).
     pub certificate_bound: u64,

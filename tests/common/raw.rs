@@ -45,8 +45,8 @@ impl Keys {
         SampleAttester.evidence(&RuntimeData::for_key(&self.spki())).await.unwrap()
     }
 
-    /// As a server over `tcp`.
-    pub async fn accept(&self, tcp: TcpStream, alpn: &[&str]) -> std::io::Result<Raw> {
+    /// As a server that speaks `alpn`. rustls resumes what one configuration has seen.
+    pub fn server(&self, alpn: &[&str]) -> rustls::ServerConfig {
         let signer = PrivatePkcs8KeyDer::from(self.key.serialize_der());
         let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -55,12 +55,22 @@ impl Keys {
             .with_single_cert(vec![self.certificate.clone()], signer.into())
             .unwrap();
         config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
-        let stream = TlsAcceptor::from(Arc::new(config)).accept(tcp).await?;
+        config
+    }
+
+    /// As a server over `tcp`.
+    pub async fn accept(&self, tcp: TcpStream, alpn: &[&str]) -> std::io::Result<Raw> {
+        self.accept_as(Arc::new(self.server(alpn)), tcp).await
+    }
+
+    /// The same with this configuration.
+    pub async fn accept_as(&self, config: Arc<rustls::ServerConfig>, tcp: TcpStream) -> std::io::Result<Raw> {
+        let stream = TlsAcceptor::from(config).accept(tcp).await?;
         Ok(Raw { stream: stream.into(), spki: self.spki() })
     }
 
-    /// As a client over `tcp`.
-    pub async fn connect(&self, tcp: TcpStream, alpn: &[&str]) -> std::io::Result<Raw> {
+    /// As a client that speaks `alpn` and shows no ticket.
+    pub fn client(&self, alpn: &[&str]) -> rustls::ClientConfig {
         let signer = PrivatePkcs8KeyDer::from(self.key.serialize_der());
         let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -71,8 +81,18 @@ impl Keys {
             .unwrap();
         config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
         config.resumption = rustls::client::Resumption::disabled();
+        config
+    }
+
+    /// As a client over `tcp`.
+    pub async fn connect(&self, tcp: TcpStream, alpn: &[&str]) -> std::io::Result<Raw> {
+        self.connect_as(Arc::new(self.client(alpn)), tcp).await
+    }
+
+    /// The same with this configuration.
+    pub async fn connect_as(&self, config: Arc<rustls::ClientConfig>, tcp: TcpStream) -> std::io::Result<Raw> {
         let name = "tng.test".try_into().unwrap();
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
+        let stream = TlsConnector::from(config).connect(name, tcp).await?;
         Ok(Raw { stream: stream.into(), spki: self.spki() })
     }
 }

@@ -52,6 +52,9 @@ pub enum SessionError {
     /// This side's evidence is longer than a message may be.
     #[error("this side's evidence has {0} bytes, a tng/1 message holds {MAX_EVIDENCE}")]
     OwnEvidence(usize),
+    /// A resumed TLS handshake that stands for no session.
+    #[error("the peer resumed a TLS session that was not bound by tng/1")]
+    Ticket,
     /// This side demands what the peer cannot do.
     #[error("this side has require_session_binding = true and the peer does not speak tng/1")]
     Required,
@@ -74,6 +77,7 @@ impl SessionError {
             Self::Refused(_) => "session-refused",
             Self::Unattested => "session-unattested",
             Self::OwnEvidence(_) => "session-own-evidence",
+            Self::Ticket => "session-ticket",
             Self::Required => "session-binding-required",
         }
     }

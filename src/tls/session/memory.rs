@@ -131,6 +131,12 @@ impl Sessions {
         }
     }
 
+    /// Whether this is the session of its peer that new connections may refer to.
+    pub fn holds(&self, session: &BoundSession) -> bool {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(slots.get(&session.key), Some(Slot::Ready(known)) if known.id == session.id)
+    }
+
     /// Forgets all sessions; exchanges under way end as they will.
     pub fn clear(&self) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
