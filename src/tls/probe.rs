@@ -400,8 +400,8 @@ pub async fn attest(
     let plain = crate::config::Attest { passport: None, ..attest.clone() };
     let attester = providers::attester(endpoint, &plain, clock.clone())?;
     let verifier = verify.map(|v| Showing::new(endpoint, v, clock)).transpose()?;
-    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
-        .map_err(|e| AttestError::Certificate(e.to_string()))?;
+    let key =
+        KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|e| AttestError::Certificate(e.to_string()))?;
     let expected = RuntimeData::for_key(&key.subject_public_key_info());
     let evidence = attester.evidence(&expected).await?;
     let outcome = match &verifier {

@@ -48,9 +48,10 @@ pub fn look(evidence: &Evidence) -> Result<Look, VerifyError> {
 
 fn of_tpm(evidence: &[u8], digest: &[u8; 48]) -> Result<Look, VerifyError> {
     let quote = tpm::look(evidence)?;
-    let pcrs = quote.pcrs.iter().filter_map(|(pcr, value)| {
-        Some((*tpm::PCR_NAMES.get(usize::from(*pcr))?, Seen::Bytes(value.to_vec())))
-    });
+    let pcrs = quote
+        .pcrs
+        .iter()
+        .filter_map(|(pcr, value)| Some((*tpm::PCR_NAMES.get(usize::from(*pcr))?, Seen::Bytes(value.to_vec()))));
     let mut seen: BTreeMap<_, _> = pcrs.collect();
     seen.insert("ak", Seen::Bytes(quote.ak.to_vec()));
     let claims = quote.claims().filter(|(name, _)| !seen.contains_key(name.as_str())).collect();
@@ -95,10 +96,8 @@ mod tests {
             assert!(missing.iter().all(|(f, _)| *f == "tcb_fmc"), "{tee}: {missing:?}");
             assert_eq!((look.bound, look.report_data.unwrap().len()), (Some(false), 64), "it is about another key");
         }
-        let tpm = std::fs::read(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/fixtures/coco/grpc-tpm-affirming.evidence.json"
-        ));
+        let tpm =
+            std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/coco/grpc-tpm-affirming.evidence.json"));
         let look = look(&evidence("tpm", &tpm.unwrap())).unwrap();
         assert_eq!((look.seen.len(), look.claims.contains_key("resets")), (25, true));
     }
