@@ -33,17 +33,19 @@ pub use asr::AsrAttester;
 pub(crate) use binding::{EXPORTER, NONCE, PUBKEY_HASH};
 pub use binding::{RuntimeData, json_contains};
 pub(crate) use builtin::collateral_problem;
-pub use builtin::{BuiltinError, BuiltinVerifier};
+pub use builtin::{BuiltinError, BuiltinVerifier, Look, look};
 pub use cache::{CacheKey, VerdictCache};
+pub(crate) use claims::printable as printable_claims;
 pub use clock::{Clock, SystemClock};
 pub use credential::Credential;
 pub use devices::Devices;
+pub(crate) use devices::bound as bound_devices;
 pub use error::{AsStatus, AttestError, VerifyError};
 pub use evidence::{EVIDENCE_OID, Evidence, EvidenceError};
 pub use passport::{PassportAttester, TokenIssuer, TokenVerifier};
 pub use sample::{SampleAttester, SampleVerifier, is_sample_tee};
 pub use service::{AsSeen, AsVerifier, ServiceStatus};
-pub(crate) use token::{LEEWAY as TOKEN_LEEWAY, glance as token_glance};
+pub(crate) use token::{LEEWAY as TOKEN_LEEWAY, glance as token_glance, unverified as token_unverified};
 
 /// What an appraisal found. Every way of appraising ends in this one type.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]

@@ -69,6 +69,10 @@ enum Command {
         #[arg(long, short)]
         verbose: bool,
     },
+    /// Look at a peer before trusting it: connect, show certificate, evidence and token, and name each check
+    Verify(Box<ctl::verify::VerifyOptions>),
+    /// Show this host's own evidence and, given an attestation service, its token
+    Attest(Box<ctl::verify::AttestOptions>),
     /// Ask an attestation agent for its TEE, as another user
     #[command(hide = true, name = ctl::doctor::PROBE)]
     ProbeAgent { user: String, socket: std::path::PathBuf, groups: Vec<String> },
@@ -88,6 +92,8 @@ fn main() -> ExitCode {
         Command::Doctor { instance, json, verbose } => {
             ctl::doctor::doctor(&ctl::doctor::RealHost, instance.as_deref(), json, verbose, Style::of_stdout())
         }
+        Command::Verify(options) => ctl::verify::verify(&options, Style::of_stdout()),
+        Command::Attest(options) => ctl::verify::attest(&options, Style::of_stdout()),
         Command::ProbeAgent { user, socket, groups } => match ctl::doctor::probe(&socket, &user, &groups) {
             Ok(text) => LocalAnswer { text, errors: Vec::new(), status: 0 },
             Err(e) => LocalAnswer { text: String::new(), errors: vec![e.to_string()], status: 1 },

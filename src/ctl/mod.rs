@@ -9,6 +9,7 @@ mod kernel;
 mod local;
 mod status;
 mod style;
+pub mod verify;
 
 pub use client::{CtlError, get};
 pub use commands::{Answer, Exit, Scope, connections, status};

@@ -7,6 +7,7 @@ mod endpoint;
 mod error;
 mod identity;
 mod peer;
+pub mod probe;
 mod providers;
 mod resumption;
 pub mod session;

@@ -61,7 +61,7 @@ pub(super) fn verifier(
 
 /// Mark of the sockets to services: one that every ingress capture exempts. An egress's own mark would be taken by an
 /// ingress on the same host.
-fn service_mark(endpoint: &Endpoint) -> Mark {
+pub(super) fn service_mark(endpoint: &Endpoint) -> Mark {
     match (endpoint.side, &endpoint.mode) {
         (Side::Egress, _) => DEFAULT_INGRESS_MARK,
         (Side::Ingress, Mode::Mapping(mapping)) => mapping.so_mark,

@@ -8,6 +8,7 @@ mod cert_table;
 mod collateral;
 mod error;
 mod fetch;
+mod look;
 mod pccs;
 mod quote;
 mod snp;
@@ -26,6 +27,7 @@ use crate::config::{Builtin, Mark, Reference, Seen};
 
 pub use collateral::problem as collateral_problem;
 pub use error::BuiltinError;
+pub use look::{Look, look};
 
 /// Claims of a verdict, at most, and characters of one.
 const MAX_CLAIMS: usize = 64;

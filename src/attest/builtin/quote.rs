@@ -17,7 +17,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::collateral::Collateral;
 use super::store::{Platform, Store};
-use super::{BuiltinError, Finding};
+use super::{BuiltinError, Finding, Look};
 use crate::attest::binding::sha384;
 use crate::attest::{Clock, clock, x509};
 use crate::config::Seen;
@@ -202,9 +202,16 @@ fn status_error(claims: &QuoteClaims) -> BuiltinError {
     BuiltinError::Tcb(format!("{}{why}", claims.tcb.status))
 }
 
-fn finding(tee: &'static str, platform: &Platform, claims: &QuoteClaims) -> Result<Finding, BuiltinError> {
+/// What a report says, whoever signed it.
+struct Fields {
+    seen: BTreeMap<&'static str, Seen>,
+    report_data: Vec<u8>,
+    debug: bool,
+}
+
+fn fields(report: &Report) -> Result<Fields, BuiltinError> {
     let bytes = |b: &[u8]| Seen::Bytes(b.to_vec());
-    let (seen, report_data, debug) = match (claims.report.as_td10(), &claims.report) {
+    let (seen, report_data, debug) = match (report.as_td10(), report) {
         (Some(td), _) => {
             let seen = BTreeMap::from([
                 ("mr_td", bytes(&td.mr_td)),
@@ -234,6 +241,36 @@ fn finding(tee: &'static str, platform: &Platform, claims: &QuoteClaims) -> Resu
         }
         _ => return Err(BuiltinError::Quote("a report of an unknown kind".into())),
     };
+    Ok(Fields { seen, report_data: report_data.to_vec(), debug })
+}
+
+/// What a quote says, without any check of who signed it.
+pub fn look(tee: &str, evidence: &[u8]) -> Result<Look, BuiltinError> {
+    let quote = Quote::parse(&raw_quote(evidence)?).map_err(|e| BuiltinError::Quote(shorten(&e)))?;
+    let kind = if quote.header.is_sgx() { "sgx" } else { "tdx" };
+    if kind != tee {
+        return Err(BuiltinError::Quote(format!("a quote of {kind} in evidence of {tee}")));
+    }
+    let Fields { seen, report_data, debug } = fields(&quote.report)?;
+    let mut claims = BTreeMap::from([
+        ("quote_version".to_owned(), quote.header.version.to_string()),
+        ("qe_svn".to_owned(), quote.header.qe_svn.to_string()),
+        ("pce_svn".to_owned(), quote.header.pce_svn.to_string()),
+    ]);
+    let svn = match (quote.report.as_td10(), quote.report.as_sgx()) {
+        (Some(td), _) => Some(("tee_tcb_svn", td.tee_tcb_svn)),
+        (None, Some(enclave)) => Some(("cpu_svn", enclave.cpu_svn)),
+        (None, None) => None,
+    };
+    claims.extend(svn.map(|(name, svn)| (name.to_owned(), Seen::Bytes(svn.to_vec()).to_string())));
+    if let Ok(fmspc) = intel::quote_fmspc_with::<AwsLc>(&quote) {
+        claims.insert("fmspc".into(), Seen::Bytes(fmspc.to_vec()).to_string());
+    }
+    Ok(Look { seen, claims, report_data: Some(report_data), debug: Some(debug), bound: None })
+}
+
+fn finding(tee: &'static str, platform: &Platform, claims: &QuoteClaims) -> Result<Finding, BuiltinError> {
+    let Fields { seen, report_data, debug } = fields(&claims.report)?;
     let mut said = BTreeMap::from([
         ("tcb_status".to_owned(), claims.tcb.status.to_string()),
         ("fmspc".to_owned(), platform.fmspc.clone()),
@@ -246,7 +283,7 @@ fn finding(tee: &'static str, platform: &Platform, claims: &QuoteClaims) -> Resu
         tee,
         seen,
         claims: said,
-        report_data: report_data.to_vec(),
+        report_data,
         debug,
         trust_anchor: "Intel SGX Root CA (compiled in)".into(),
         not_after: claims.earliest_expiration_date,

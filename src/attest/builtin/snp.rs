@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use super::amd::{self, Root};
 use super::fetch::Fetcher;
 use super::snp_report::{Report, Tcb};
-use super::{BuiltinError, Finding, cert_table};
+use super::{BuiltinError, Finding, Look, cert_table};
 use crate::attest::Clock;
 use crate::config::Seen;
 
@@ -206,7 +206,8 @@ fn listed(entries: &[Value]) -> Result<Vec<Vec<u8>>, BuiltinError> {
     Ok(found)
 }
 
-fn finding(report: &Report, endorsed: &amd::Endorsed) -> Finding {
+/// What a report says, whoever signed it.
+fn fields(report: &Report, tcb: Tcb) -> BTreeMap<&'static str, Seen> {
     let bytes = |b: &[u8]| Seen::Bytes(b.to_vec());
     let number = |n: u8| Seen::Number(n.into());
     let mut seen = BTreeMap::from([
@@ -222,17 +223,41 @@ fn finding(report: &Report, endorsed: &amd::Endorsed) -> Finding {
         ("platform_info", bytes(&report.platform_info().to_be_bytes())),
         ("vmpl", Seen::Number(report.vmpl().into())),
         ("guest_svn", Seen::Number(report.guest_svn().into())),
-        ("tcb_bootloader", number(endorsed.tcb.bootloader)),
-        ("tcb_tee", number(endorsed.tcb.tee)),
-        ("tcb_snp", number(endorsed.tcb.snp)),
-        ("tcb_microcode", number(endorsed.tcb.microcode)),
+        ("tcb_bootloader", number(tcb.bootloader)),
+        ("tcb_tee", number(tcb.tee)),
+        ("tcb_snp", number(tcb.snp)),
+        ("tcb_microcode", number(tcb.microcode)),
     ]);
-    if let Some(fmc) = endorsed.tcb.fmc {
+    if let Some(fmc) = tcb.fmc {
         seen.insert("tcb_fmc", number(fmc));
     }
+    seen
+}
+
+/// What a report says, without any check of who signed it.
+pub fn look(evidence: &[u8]) -> Result<Look, BuiltinError> {
+    let Shown { report, certificates } = shown(evidence)?;
+    // The layout of the TCB depends on the generation, which a chain would prove.
+    let products = products(&report);
+    let turin = products == ["Turin"];
+    let claims = BTreeMap::from([
+        ("report_version".to_owned(), report.version().to_string()),
+        ("certificates".to_owned(), certificates.len().to_string()),
+        ("product".to_owned(), if products.is_empty() { "unknown".into() } else { products.join(" or ") }),
+    ]);
+    Ok(Look {
+        seen: fields(&report, report.reported_tcb(turin)),
+        claims,
+        report_data: Some(report.report_data().to_vec()),
+        debug: Some(report.policy() & POLICY_DEBUG != 0),
+        bound: None,
+    })
+}
+
+fn finding(report: &Report, endorsed: &amd::Endorsed) -> Finding {
     Finding {
         tee: "snp",
-        seen,
+        seen: fields(report, endorsed.tcb),
         claims: BTreeMap::from([("product".into(), endorsed.product.into())]),
         report_data: report.report_data().to_vec(),
         debug: report.policy() & POLICY_DEBUG != 0,

@@ -168,12 +168,7 @@ pub fn appraise(
     if !is_over(&quoted.extra_data, report_data) {
         return Err(VerifyError::ReportData);
     }
-    let values: Option<Vec<PcrValue>> = parsed.tpm_quote.pcrs.iter().map(|text| pcr_value(text)).collect();
-    let values = values.ok_or_else(|| malformed("a PCR is not 64 hexadecimal digits"))?;
-    if values.len() != quoted.selection.count() || quoted.pcr_digest != sha256(values.iter().map(|v| &v[..])) {
-        return Err(TpmRefusal::PcrDigest.into());
-    }
-    let pcrs: Vec<_> = quoted.selection.iter().zip(values).collect();
+    let pcrs = quoted_values(&parsed, &quoted)?;
     let mut refusal = TpmRefusal::PcrDigest;
     for reference in candidates {
         match check_pcrs(reference, &pcrs) {
@@ -184,8 +179,33 @@ pub fn appraise(
     Err(refusal.into())
 }
 
+/// What a quote says, without any check of who signed it.
+///
+/// # Errors
+/// It cannot be read, or its PCR values are not those that its own digest is of.
+pub fn look(evidence: &[u8]) -> Result<TpmAppraisal, TpmRefusal> {
+    if evidence.len() > MAX_EVIDENCE {
+        return Err(malformed("longer than 64 KiB"));
+    }
+    let parsed: TpmEvidence = serde_json::from_slice(evidence).map_err(|_| malformed("not TPM evidence"))?;
+    let ak = sha256([&base64("ak_public", &parsed.ak_public)?[..]]);
+    let quoted = Quoted::parse(&base64("message", &parsed.tpm_quote.message)?).map_err(malformed)?;
+    let pcrs = quoted_values(&parsed, &quoted)?;
+    Ok(TpmAppraisal { ak, quoted, pcrs })
+}
+
+/// Values of the PCRs that were quoted, once they are those that the quote is of.
+fn quoted_values(parsed: &TpmEvidence, quoted: &Quoted) -> Result<Vec<(u8, PcrValue)>, TpmRefusal> {
+    let values: Option<Vec<PcrValue>> = parsed.tpm_quote.pcrs.iter().map(|text| pcr_value(text)).collect();
+    let values = values.ok_or_else(|| malformed("a PCR is not 64 hexadecimal digits"))?;
+    if values.len() != quoted.selection.count() || quoted.pcr_digest != sha256(values.iter().map(|v| &v[..])) {
+        return Err(TpmRefusal::PcrDigest);
+    }
+    Ok(quoted.selection.iter().zip(values).collect())
+}
+
 /// CoCo's agent has filled report data up to 64 bytes with zeros, and cut it to 32, in different versions.
-fn is_over(extra: &[u8], report_data: &[u8; 48]) -> bool {
+pub(super) fn is_over(extra: &[u8], report_data: &[u8; 48]) -> bool {
     let mut padded = [0; 64];
     padded[..48].copy_from_slice(report_data);
     extra == &padded[..QUALIFYING_LEN] || extra == &padded[..48] || extra == padded

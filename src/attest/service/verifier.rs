@@ -135,6 +135,27 @@ impl AsVerifier {
         }
     }
 
+    /// [`Verifier::appraise`], and the token that the service gave, which says what it says whether it is believed or
+    /// not: for who wants to look.
+    pub async fn appraise_showing(
+        &self,
+        evidence: &Evidence,
+        expected: &RuntimeData,
+    ) -> (Option<String>, Result<Verdict, VerifyError>) {
+        let until = self.client.deadline();
+        let asked = async {
+            let ask = Ask::new(evidence, &self.policy_ids)?;
+            self.client.token(&ask, until).await
+        };
+        let (token, place) = match asked.await {
+            Ok(given) => given,
+            Err(e) => return (None, Err(e)),
+        };
+        let outcome = self.judge(&token.text, place, &self.wanted(expected), until).await;
+        let outcome = outcome.map_err(|e| self.explain(e, &token));
+        (Some(token.text), outcome)
+    }
+
     /// A token made for this very question is of now, by the clock of who made it.
     fn explain(&self, error: VerifyError, token: &Token) -> VerifyError {
         use VerifyError as V;
@@ -168,11 +189,7 @@ impl TokenIssuer for AsVerifier {
 #[async_trait]
 impl Verifier for AsVerifier {
     async fn appraise(&self, evidence: &Evidence, expected: &RuntimeData) -> Result<Verdict, VerifyError> {
-        let until = self.client.deadline();
-        let ask = Ask::new(evidence, &self.policy_ids)?;
-        let (token, place) = self.client.token(&ask, until).await?;
-        let outcome = self.judge(&token.text, place, &self.wanted(expected), until).await;
-        outcome.map_err(|e| self.explain(e, &token))
+        self.appraise_showing(evidence, expected).await.1
     }
     /// Of a token that somebody got from the service; where each address is asked for its anchors, any may vouch for it.
     async fn check_token(&self, token: &str, expected: &RuntimeData) -> Result<Verdict, VerifyError> {

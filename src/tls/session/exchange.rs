@@ -45,6 +45,8 @@ pub trait Asker: Send + Sync {
     async fn appraise(&self, shown: PeerCertificate) -> Result<Verdict, ChannelError>;
     /// Keeps a session that was bound although another one could have been resumed.
     fn keep(&self, session: Arc<BoundSession>);
+    /// Evidence came, whatever it is worth: its bytes, and what it has to be about.
+    fn witness(&self, _evidence: &[u8], _expected: &RuntimeData) {}
     /// What the peer has to show.
     fn model(&self) -> Model;
     /// The time.
@@ -178,6 +180,7 @@ impl<'a> Exchange<'a> {
                 Bound { session, resumed: true }
             }
             (Message::Evidence(bytes), turn) => {
+                asker.witness(&bytes, &asked.expected);
                 let shown = shown(&bytes, asker.model(), &asked.expected, asked.not_after)?;
                 let (id, secret) = self.half(self.role.peer(), &asked.nonce).session()?;
                 let verdict = asker.appraise(shown.clone()).await;

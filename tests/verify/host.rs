@@ -1,0 +1,112 @@
+//! `tngctl attest`.
+
+use std::os::unix::fs::PermissionsExt;
+
+use crate::fakes::aa::{FakeAa, Mode as Aa};
+use crate::fakes::as_rest::{FakeAs, Mode as As};
+use crate::swtpm::Swtpm;
+use crate::{Ran, fakes, instance, listen, tngctl};
+
+async fn attest(args: &[&str]) -> Ran {
+    tngctl(&[&["attest", "--json"][..], args].concat()).await
+}
+
+#[tokio::test]
+async fn an_agents_evidence_and_the_services_token_are_shown_and_judged() {
+    let dir = tempfile::tempdir().unwrap();
+    let aa = FakeAa::start(&dir.path().join("aa.sock"), Aa::Device);
+    let addr = format!("unix://{}", aa.socket.display());
+    let ran = attest(&["--aa-addr", &addr, "--additional-evidence"]).await;
+    assert_eq!(ran.code, 0, "{} {}", ran.out, ran.err);
+    let json = ran.json();
+    assert_eq!((&json["evidence"]["tee"], &json["verdict"]["outcome"]), (&"sample".into(), &"not_appraised".into()));
+    assert_eq!(json["evidence"]["devices"][0], serde_json::json!({ "tee": "sampledevice", "bound": true }));
+    assert_eq!(ran.check("report-data").0, "passed");
+
+    let service = FakeAs::start("127.0.0.1:0", As::Status("affirming")).await;
+    let (url, ca) = (service.url().to_string(), fakes::fixture("as-ca.pem").to_string_lossy().into_owned());
+    let save = dir.path().join("own").to_string_lossy().into_owned();
+    let args = ["--aa-addr", &addr, "--as-addr", &url, "--trusted-certs", &ca, "--allow-sample"];
+    let ran = attest(&[&args[..], &["--save", &save]].concat()).await;
+    assert_eq!(ran.code, 0, "{} {}", ran.out, ran.err);
+    assert_eq!(
+        (&ran.json()["verdict"]["outcome"], &ran.json()["token"]["from"]),
+        (&"verified".into(), &"service".into())
+    );
+    let token = std::fs::metadata(dir.path().join("own/token.jwt")).unwrap();
+    assert_eq!(token.permissions().mode() & 0o777, 0o600);
+    let text = tngctl(&[&["attest"][..], &args[..]].concat()).await;
+    assert!(text.out.contains("VERIFIED: this host is sample") && text.out.contains("affirming"), "{}", text.out);
+
+    service.set(As::Stranger);
+    let ran = attest(&args).await;
+    assert_eq!((ran.code, ran.failed()), (1, ("token-signer".into(), "token-untrusted-signer".into())));
+    service.set(As::Status("contraindicated"));
+    let ran = attest(&args).await;
+    assert_eq!((ran.code, ran.failed()), (1, ("token-status".into(), "token-status-contraindicated".into())));
+}
+
+#[tokio::test]
+async fn what_keeps_a_host_from_attesting_has_its_reason_and_next_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let absent = format!("unix://{}/none.sock", dir.path().display());
+    let aa = FakeAa::start(&dir.path().join("aa.sock"), Aa::Error);
+    let failing = format!("unix://{}", aa.socket.display());
+    let helper = dir.path().join("helper.sock");
+    let helper = format!("unix://{}", helper.display());
+    let tpm = dir.path().join("tpmrm0").to_string_lossy().into_owned();
+    for (args, reason, step) in [
+        (&["--aa-addr", &absent][..], "aa-unreachable", "Start it"),
+        (&["--aa-addr", &failing], "aa-error", "Is the TEE's device there?"),
+        (&["--provider", "tpm", "--evidence-addr", &helper], "evidence-helper-unreachable", "tng-evidence.socket"),
+        (&["--provider", "tsm", "--evidence-addr", "direct"], "tsm-absent", "modprobe"),
+        (
+            &["--provider", "tpm", "--evidence-addr", "direct", "--tpm-device", &tpm],
+            "tpm-unreachable",
+            "cannot be opened",
+        ),
+    ] {
+        let ran = attest(args).await;
+        assert_eq!((ran.code, ran.failed()), (4, ("own-evidence".into(), reason.into())), "{} {}", ran.out, ran.err);
+        let explanation = ran.json()["verdict"]["explanation"].as_str().unwrap().to_owned();
+        assert!(explanation.contains(step), "{explanation}");
+        let text = tngctl(&[&["attest"][..], args].concat()).await;
+        assert!(text.out.contains(&format!("[{reason}]")) && text.out.contains(step), "{}", text.out);
+    }
+    aa.set(Aa::Silent);
+    let ran = attest(&["--aa-addr", &failing, "--timeout", "600ms"]).await;
+    assert_eq!((ran.code, ran.failed().1), (4, "aa-timeout".into()));
+    aa.set(Aa::Good);
+    let (gone, addr) = listen().await;
+    drop(gone);
+    let ran = attest(&["--aa-addr", &failing, "--as-addr", &format!("http://{addr}/")]).await;
+    assert_eq!((ran.code, ran.failed()), (4, ("service".into(), "as-unreachable".into())));
+    assert_eq!(ran.json()["evidence"]["tee"], "sample", "the evidence is shown all the same");
+}
+
+#[tokio::test]
+async fn an_endpoint_of_a_configuration_attests_with_its_passports_service() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = FakeAs::start("127.0.0.1:0", As::Status("affirming")).await;
+    let tables = format!(
+        "[ingress.attest]\nprovider = \"sample\"\nmodel = \"passport\"\nas_addr = \"{}\"\n\
+         [ingress.verify]\nprovider = \"sample\"\nallow_sample = true\n",
+        service.url()
+    );
+    let ran = attest(&["--config", &instance(dir.path(), "passport", &tables)]).await;
+    assert_eq!((ran.code, &ran.json()["token"]["from"]), (0, &"service".into()), "{} {}", ran.out, ran.err);
+    assert_eq!(ran.json()["evidence"]["kind"], "evidence", "what the token was made from");
+    let plain = "[ingress.attest]\nprovider = \"sample\"\n[ingress.verify]\nprovider = \"sample\"\n";
+    let ran = attest(&["--config", &instance(dir.path(), "plain", plain)]).await;
+    assert_eq!((ran.code, ran.json()["appraiser"].is_null()), (0, true), "{}", ran.out);
+}
+
+#[tokio::test]
+async fn a_tpms_own_block_is_for_its_peers() {
+    let tpm = Swtpm::start();
+    let device = format!("unix://{}", tpm.socket.display());
+    let args = ["attest", "--provider", "tpm", "--evidence-addr", "direct", "--tpm-device", &device, "--reference"];
+    let ran = tngctl(&args).await;
+    assert_eq!(ran.code, 0, "{} {}", ran.out, ran.err);
+    assert!(ran.out.contains("[[ingress.verify.reference]]\ntee = \"tpm\"\nak = \"sha256:"), "{}", ran.out);
+}
