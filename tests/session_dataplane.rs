@@ -35,6 +35,7 @@ fn verify() -> Verify {
         allow_sample: true,
         verdict_ttl: Duration::from_secs(300),
         model: Model::BackgroundCheck,
+        rego: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::builtin::tpm::TpmRefusal;
 use super::host::HostError;
+use super::rego::PolicyError;
 
 /// Why this side could not get evidence about itself.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
@@ -92,6 +93,9 @@ pub enum VerifyError {
     /// The sample verifier knows only the sample TEE.
     #[error("the sample verifier cannot appraise TEE `{0}`")]
     TeeUnsupported(String),
+    /// The operator's policy does not let the peer in.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// A TPM's quote was refused.
     #[error(transparent)]
     Tpm(#[from] TpmRefusal),
@@ -225,6 +229,7 @@ impl VerifyError {
             Self::SampleTeeRefused(_)
                 | Self::TeeUnsupported(_)
                 | Self::Tpm(_)
+                | Self::Policy(PolicyError::Denied(_))
                 | Self::ReportData
                 | Self::Malformed(_)
                 | Self::Devices(_)
@@ -241,6 +246,7 @@ impl VerifyError {
         match self {
             Self::SampleTeeRefused(_) => "sample-tee-refused",
             Self::TeeUnsupported(_) => "sample-tee-unsupported",
+            Self::Policy(e) => e.reason(),
             Self::Tpm(e) => e.reason(),
             Self::ReportData => "evidence-report-data",
             Self::Malformed(_) => "evidence-malformed",

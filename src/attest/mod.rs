@@ -16,6 +16,7 @@ mod evidence;
 pub mod host;
 mod jwk;
 mod passport;
+pub mod rego;
 mod sample;
 mod service;
 mod token;

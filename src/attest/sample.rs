@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use base64::prelude::{BASE64_STANDARD, Engine};
 
 use super::binding::sha384;
+use super::rego::{Facts, Policy};
 use super::{AttestError, Attester, Clock, Evidence, RuntimeData, Verdict, Verifier, VerifyError};
 
 /// Whether `tee` names a TEE that proves nothing.
@@ -40,14 +41,14 @@ impl Attester for SampleAttester {
 #[derive(serde::Deserialize)]
 struct SampleEvidence {
     report_data: String,
-    #[serde(rename = "svn")]
-    _svn: String,
+    svn: String,
 }
 
 /// Checks what can be checked of sample evidence: that it is bound to the peer's key.
 pub struct SampleVerifier {
     allow_sample: bool,
     policy_ids: Vec<String>,
+    policy: Option<Policy>,
     clock: Arc<dyn Clock>,
 }
 
@@ -57,7 +58,12 @@ impl SampleVerifier {
 
     /// A verifier; without `allow_sample` it refuses everything.
     pub fn new(allow_sample: bool, policy_ids: Vec<String>, clock: Arc<dyn Clock>) -> Self {
-        Self { allow_sample, policy_ids, clock }
+        Self { allow_sample, policy_ids, policy: None, clock }
+    }
+
+    /// The same, with a policy that has to let the peer in too.
+    pub fn with_policy(self, policy: Option<Policy>) -> Self {
+        Self { policy, ..self }
     }
 }
 
@@ -84,6 +90,16 @@ impl Verifier for SampleVerifier {
         }
         // Devices are not appraised here, but what the TEE's evidence says of them must be true.
         super::devices::bound(evidence)?;
+        if let Some(policy) = &self.policy {
+            let facts = Facts {
+                tee: evidence.tee.clone(),
+                sample: true,
+                debug: false,
+                trust_anchor: "none".into(),
+                claims: [("svn".to_owned(), parsed.svn.into())].into_iter().collect(),
+            };
+            policy.judge(facts.document(evidence, expected)).await?;
+        }
         let now = self.clock.now();
         Ok(Verdict {
             tee: evidence.tee.clone(),

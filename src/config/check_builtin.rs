@@ -57,7 +57,7 @@ pub(super) fn builtin(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Builti
         sink.warn(&allow.at, "debug-allowed", message, "for trials only; remove it");
     }
     let written: Vec<_> = v.reference.iter().flat_map(|a| &a.value).filter_map(|r| reference(r, sink)).collect();
-    if v.reference.is_none() {
+    if v.reference.is_none() && v.rego.is_none() {
         let message = "provider = \"builtin\" without [[*.verify.reference]]: every peer will be refused";
         sink.warn(&raw.at, "no-reference", message, "the refusal names what it saw; copy from it what you trust");
     }

@@ -10,7 +10,7 @@ use super::diagnostics::{Sink, quote, suggest};
 use super::raw::{RawEndpoint, RawVerify};
 use super::reader::At;
 use super::values::duration;
-use super::{Model, Ra, Side, Verify, VerifyProvider};
+use super::{Model, Ra, RegoFile, Side, Verify, VerifyProvider};
 
 const DEFAULT_VERDICT_TTL: Duration = Duration::from_secs(300);
 const CONTROL_BYTES_HINT: &str = "1 to 256 printable characters";
@@ -130,6 +130,7 @@ fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
             sink.error(at, "contradiction", message, format!("remove `{key}`, or use provider = \"builtin\""));
         }
     }
+    let rego = super::rego::policy(v, provider, sink);
     let (provider, policy_ids) = if provider != "as" && !provider.is_empty() {
         for (key, at) in AS_KEYS.iter().filter_map(|(key, of)| Some((key, of(v)?))) {
             let message = format!("`{key}` with provider = \"{provider}\", which asks no attestation service");
@@ -143,9 +144,10 @@ fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
             let message = format!("model = \"passport\" with provider = \"{provider}\", which checks no tokens");
             sink.error(at, "contradiction", message, "remove `model`, or use provider = \"as\"");
         }
+        let ids = rego.iter().flatten().map(RegoFile::id).collect();
         match provider {
-            "builtin" => (super::check_builtin::builtin(raw, sink).map(VerifyProvider::Builtin), Some(Vec::new())),
-            _ => (Some(VerifyProvider::Sample), Some(Vec::new())),
+            "builtin" => (super::check_builtin::builtin(raw, sink).map(VerifyProvider::Builtin), Some(ids)),
+            _ => (Some(VerifyProvider::Sample), Some(ids)),
         }
     } else if anchors_only && !sink.is_written(&raw.at, "as_addr") {
         let policies = v.policy_ids.as_ref().map_or(Some(vec!["default".to_owned()]), |a| policies(a, sink));
@@ -158,7 +160,8 @@ fn verify_of(raw: &At<RawVerify>, sink: &mut Sink<'_>) -> Option<Verify> {
         }
         (service.map(VerifyProvider::As), policies)
     };
-    Some(Verify { provider: provider?, policy_ids: policy_ids?, allow_sample, verdict_ttl: ttl?, model: model? })
+    let (verdict_ttl, model, rego) = (ttl?, model?, rego?);
+    Some(Verify { provider: provider?, policy_ids: policy_ids?, allow_sample, verdict_ttl, model, rego })
 }
 
 pub(super) fn policies(raw: &At<Vec<At<String>>>, sink: &mut Sink<'_>) -> Option<Vec<String>> {

@@ -19,6 +19,7 @@ mod load;
 mod overlap;
 mod raw;
 mod reader;
+mod rego;
 mod report;
 mod service;
 mod validated;
@@ -35,6 +36,7 @@ pub use load::{
     CONFIG_DIR, CONFIG_DIR_ENV, Loaded, MAX_FILE, config_dir, instance_of, instance_path, list_instances, load, parse,
     unit_path,
 };
+pub use rego::RegoFile;
 pub use report::{EX_CONFIG, Output, check_command, render_check, render_diagnostics, summary};
 pub use service::{AsKind, AsService, JwksSource, KeyPin, TrustedSigners};
 pub use validated::*;

@@ -110,6 +110,7 @@ raw_table! {
         allow_debug: bool,
         fetch_timeout: String,
         reference: Vec<At<Free<OneOrMore>>>,
+        rego: String,
         require_session_binding: bool,
     } later {}
 }

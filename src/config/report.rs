@@ -161,7 +161,8 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
             }
             VerifyProvider::Sample => "sample".to_owned(),
         };
-        let by = format!("{by}, model {}", verify.model);
+        let rego = verify.rego.as_ref().map(|file| format!(", Rego policy {file:?}")).unwrap_or_default();
+        let by = format!("{by}{rego}, model {}", verify.model);
         let sample = if verify.allow_sample { ", sample TEE accepted" } else { "" };
         line("    verify", &format!("{by}, verdicts live {}{sample}", show_duration(verify.verdict_ttl)));
     }

@@ -295,6 +295,7 @@ impl Passport {
             allow_sample: true,
             verdict_ttl: Duration::ZERO,
             model: Model::BackgroundCheck,
+            rego: None,
         }
     }
 }
@@ -358,6 +359,8 @@ pub struct Verify {
     pub verdict_ttl: Duration,
     /// Whether the peer shows evidence or a token.
     pub model: Model,
+    /// What the operator asks beyond, of an appraisal in process. Its digest is among `policy_ids`.
+    pub rego: Option<super::RegoFile>,
 }
 
 /// Who appraises the peer's evidence.

@@ -170,6 +170,7 @@ fn writable(config: &Config) -> Vec<PathBuf> {
 /// Files that a configuration names, and itself.
 fn files_of(config: &Config) -> Vec<PathBuf> {
     let verify = config.endpoints.iter().filter_map(|e| e.ra.verify.as_ref());
+    let policies = verify.clone().filter_map(|v| Some(v.rego.as_ref()?.path.clone()));
     let anchors = verify.flat_map(|v| match &v.provider {
         VerifyProvider::As(service) => service.files().cloned().collect(),
         VerifyProvider::Anchors(trusted) => trusted.files().cloned().collect(),
@@ -178,7 +179,7 @@ fn files_of(config: &Config) -> Vec<PathBuf> {
     });
     let passports = config.endpoints.iter().filter_map(|e| e.ra.attest.as_ref()?.passport.as_ref());
     let authorities = passports.flat_map(|p| p.service.files().cloned());
-    std::path::absolute(&config.source).into_iter().chain(anchors).chain(authorities).collect()
+    std::path::absolute(&config.source).into_iter().chain(anchors).chain(policies).chain(authorities).collect()
 }
 
 /// The directory of `file`, so that a new file in its place can be read.

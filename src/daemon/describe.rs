@@ -1,7 +1,7 @@
 //! An endpoint's configuration in the words of `status`.
 
 use crate::config::{
-    AsService, AttestProvider, Endpoint, Mapping, Match, Mode, Model, Netfilter, Side, VerifyProvider,
+    AsService, AttestProvider, Endpoint, Mapping, Match, Mode, Model, Netfilter, Side, Verify, VerifyProvider,
 };
 
 use super::stats::EndpointStats;
@@ -39,8 +39,8 @@ impl EndpointView {
                 }
                 VerifyProvider::As(service) => format!("as {} ({})", addresses(service), v.policy_ids.join(", ")),
                 VerifyProvider::Anchors(_) => format!("passport ({})", v.policy_ids.join(", ")),
-                VerifyProvider::Builtin(b) => format!("builtin ({} reference(s))", b.references.len()),
-                VerifyProvider::Sample => "sample".to_owned(),
+                VerifyProvider::Builtin(b) => format!("builtin ({} reference(s){})", b.references.len(), rego(v)),
+                VerifyProvider::Sample => format!("sample{}", rego(v)),
             }),
             no_ra: attest.is_none() && verify.is_none(),
             sample: attest.as_ref().is_some_and(|a| a.provider == AttestProvider::Sample)
@@ -59,6 +59,10 @@ fn mapping_text(mapping: &Mapping) -> String {
         addr => addr.to_string(),
     };
     format!("{listen}:{} -> {}:{}", mapping.listen_ports, mapping.target_host, mapping.target_ports)
+}
+
+fn rego(verify: &Verify) -> String {
+    verify.rego.as_ref().map(|file| format!(", policy {}", file.path.display())).unwrap_or_default()
 }
 
 fn addresses(service: &AsService) -> String {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::ChannelError;
 use super::endpoint::setup;
 use crate::attest::host::{DirectAttester, HelperAttester};
+use crate::attest::rego::Policy;
 use crate::attest::{
     AaAttester, AsVerifier, AsrAttester, Attester, BuiltinVerifier, Clock, PassportAttester, SampleAttester,
     SampleVerifier, TokenVerifier, Verifier,
@@ -45,13 +46,15 @@ pub(super) fn verifier(
     clock: Arc<dyn Clock>,
 ) -> Result<Arc<dyn Verifier>, ChannelError> {
     let (policies, sample) = (verify.policy_ids.clone(), verify.allow_sample);
+    let rego = verify.rego.as_ref().map(|file| Policy::compile(&file.text)).transpose().map_err(setup)?;
     Ok(match &verify.provider {
-        VerifyProvider::Sample => Arc::new(SampleVerifier::new(sample, policies, clock)),
+        VerifyProvider::Sample => Arc::new(SampleVerifier::new(sample, policies, clock).with_policy(rego)),
         VerifyProvider::Anchors(trusted) => {
             Arc::new(TokenVerifier::new(trusted, policies, sample, clock).map_err(setup)?)
         }
         VerifyProvider::Builtin(builtin) => {
-            Arc::new(BuiltinVerifier::new(builtin, service_mark(endpoint), clock).map_err(setup)?)
+            let verifier = BuiltinVerifier::new(builtin, service_mark(endpoint), clock).map_err(setup)?;
+            Arc::new(verifier.with_policy(rego, policies))
         }
         VerifyProvider::As(service) => {
             Arc::new(AsVerifier::new(verify, service, service_mark(endpoint), clock).map_err(setup)?)

@@ -26,6 +26,7 @@ pub fn verify_sample(allow_sample: bool) -> Verify {
         allow_sample,
         verdict_ttl: Duration::from_secs(300),
         model: Model::BackgroundCheck,
+        rego: None,
     }
 }
 

@@ -106,6 +106,7 @@ async fn met(roots: Roots, config: Builtin, tee: &'static str, machine: Machine)
         allow_sample: false,
         verdict_ttl: Duration::from_secs(300),
         model: Model::BackgroundCheck,
+        rego: None,
     };
     let client = endpoint(Ra { verify: Some(verify), ..Ra::default() });
     let attest = Attest {
