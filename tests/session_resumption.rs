@@ -83,7 +83,7 @@ async fn later_connections_resume_with_the_sessions_verdict_and_its_age() {
             let (c, s) = place.meet(&client, &server).await;
             let (mut c, mut s) = (c.expect(&row), s.expect(&row));
             for (now, first, verifies) in [(&c, &first_c, verifies[0]), (&s, &first_s, verifies[1])] {
-                assert_eq!(now.standing.is_some(), verifies, "{row}");
+                assert_eq!(matches!(now.peer, Peer::Verified(_)), verifies, "{row}");
                 if verifies {
                     assert_eq!(verdict(&now.peer), verdict(&first.peer), "the same verdict, not a younger one: {row}");
                 }

@@ -241,6 +241,24 @@ impl VerifyError {
         )
     }
 
+    /// Whether a token was there and is not what this side's configuration wants. Who makes tokens may mend that, or the
+    /// configuration.
+    pub fn is_about_token(&self) -> bool {
+        matches!(
+            self,
+            Self::TokenSignature
+                | Self::TokenUntrustedSigner(_)
+                | Self::TokenPolicy { .. }
+                | Self::TokenPolicyMixed { .. }
+                | Self::TokenMalformed(_)
+                | Self::TokenAlg
+                | Self::TokenAlgNone
+                | Self::TokenAlgMac(_)
+                | Self::TokenCritical
+                | Self::TokenKeyConfusion(_)
+        )
+    }
+
     /// Stable slug.
     pub fn reason(&self) -> &'static str {
         match self {

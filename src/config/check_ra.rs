@@ -13,6 +13,8 @@ use super::values::duration;
 use super::{Model, Ra, RegoFile, Side, Verify, VerifyProvider};
 
 const DEFAULT_VERDICT_TTL: Duration = Duration::from_secs(300);
+/// As long as a verdict may be reused at most.
+const MAX_GRACE: Duration = Duration::from_secs(24 * 3600);
 const CONTROL_BYTES_HINT: &str = "1 to 256 printable characters";
 
 pub(super) fn ra(endpoint: &At<RawEndpoint>, side: Side, sink: &mut Sink<'_>) -> Option<Ra> {
@@ -43,7 +45,9 @@ pub(super) fn ra(endpoint: &At<RawEndpoint>, side: Side, sink: &mut Sink<'_>) ->
     let attest = raw.attest.as_ref().map_or(Some(None), |raw| attest_of(raw, sink).map(Some));
     let verify = raw.verify.as_ref().map_or(Some(None), |raw| verify_of(raw, sink).map(Some));
     let require_session_binding = session_binding(raw, sink);
-    Some(Ra { attest: attest?, verify: verify?, require_session_binding })
+    let grace = raw.verify.as_ref().and_then(|v| v.value.grace.as_ref());
+    let grace = duration(grace, Duration::ZERO, Duration::ZERO, MAX_GRACE, sink);
+    Some(Ra { attest: attest?, verify: verify?, require_session_binding, grace: grace? })
 }
 
 /// `require_session_binding`, written at the endpoint or in its `verify` table: one setting of the endpoint, since both

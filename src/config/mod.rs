@@ -15,6 +15,7 @@ mod check_ra;
 mod check_service;
 mod conflicts;
 mod diagnostics;
+mod files;
 mod load;
 mod overlap;
 mod raw;

@@ -100,6 +100,7 @@ raw_table! {
         as_headers: Free<Hidden>,
         allow_sample: bool,
         verdict_ttl: String,
+        grace: String,
         as_insecure: bool,
         as_timeout: String,
         collateral: Vec<At<String>>,

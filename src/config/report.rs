@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -164,7 +165,11 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
         let rego = verify.rego.as_ref().map(|file| format!(", Rego policy {file:?}")).unwrap_or_default();
         let by = format!("{by}{rego}, model {}", verify.model);
         let sample = if verify.allow_sample { ", sample TEE accepted" } else { "" };
-        line("    verify", &format!("{by}, verdicts live {}{sample}", show_duration(verify.verdict_ttl)));
+        let grace = match e.ra.grace {
+            Duration::ZERO => String::new(),
+            grace => format!(", who fails later has {}", show_duration(grace)),
+        };
+        line("    verify", &format!("{by}, verdicts live {}{grace}{sample}", show_duration(verify.verdict_ttl)));
     }
     if e.ra.require_session_binding {
         line("    binding", "to the session: peers that speak only RATS-TLS are refused");

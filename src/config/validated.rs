@@ -262,6 +262,9 @@ pub struct Ra {
     pub verify: Option<Verify>,
     /// Peers that cannot bind evidence to the session (`tng/1`) are refused.
     pub require_session_binding: bool,
+    /// How long open connections go on after their peer failed; it says nothing of what is demanded, so it stands apart
+    /// from `verify`. Zero: they are closed at once.
+    pub grace: Duration,
 }
 
 /// `[*.attest]`.

@@ -39,7 +39,7 @@ pub(super) fn render(instance: &str, report: &ConnectionsReport) -> String {
             or_dash(&c.tee),
             or_dash(&c.binding),
             c.verdict_expires.map_or_else(|| "-".to_owned(), |at| human_age(at.saturating_sub(now))),
-            printable(&c.state),
+            c.closing.as_ref().map_or_else(|| printable(&c.state), super::status::closing),
             human_age(c.age_ms / 1000),
             human_bytes(c.bytes_up),
             human_bytes(c.bytes_down),

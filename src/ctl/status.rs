@@ -1,6 +1,6 @@
 //! `tngctl status` for people.
 
-use crate::daemon::{EndpointView, State, StatusReport};
+use crate::daemon::{ClosingView, EndpointView, State, StatusReport};
 
 use super::style::{Style, human_age, human_bytes, printable, table};
 
@@ -68,11 +68,12 @@ fn endpoint_text(report: &StatusReport, endpoint: &EndpointView, style: Style, n
         };
         let devices = v.devices.iter().map(|d| format!(" with {}", printable(d))).collect::<String>();
         let line = format!(
-            "{} is {}{devices} by {}{policy}, made {age} ago, {left}{}",
+            "{} is {}{devices} by {}{policy}, made {age} ago, {left}{}{}",
             printable(&v.peer),
             printable(&v.tee),
             printable(&v.verifier),
             if v.binding == "session" { ", bound to the session" } else { "" },
+            v.closing.as_ref().map(|c| format!("; connections {}", closing(c))).unwrap_or_default(),
         );
         rows.push(vec!["verdict".into(), line]);
     }
@@ -91,6 +92,11 @@ fn endpoint_text(report: &StatusReport, endpoint: &EndpointView, style: Style, n
         loud("SAMPLE EVIDENCE: shown or accepted here, it proves nothing");
     }
     text
+}
+
+/// What becomes of open connections whose peer has failed.
+pub(super) fn closing(view: &ClosingView) -> String {
+    format!("closing in {}: {}", human_age(view.in_ms.div_ceil(1000)), printable(&view.reason))
 }
 
 /// What the evidence of its connections was bound to; no row where nobody attests.

@@ -16,7 +16,7 @@ use landlock::{
 
 use super::Paths;
 use crate::attest::host::HostSource;
-use crate::config::{AttestProvider, Config, InstanceName, Report, VerifyProvider};
+use crate::config::{AttestProvider, Config, Endpoint, InstanceName, Report};
 
 /// The newest interface whose rights were thought through here; a newer one could forbid what serving needs.
 const NEWEST: ABI = ABI::V6;
@@ -169,17 +169,8 @@ fn writable(config: &Config) -> Vec<PathBuf> {
 
 /// Files that a configuration names, and itself.
 fn files_of(config: &Config) -> Vec<PathBuf> {
-    let verify = config.endpoints.iter().filter_map(|e| e.ra.verify.as_ref());
-    let policies = verify.clone().filter_map(|v| Some(v.rego.as_ref()?.path.clone()));
-    let anchors = verify.flat_map(|v| match &v.provider {
-        VerifyProvider::As(service) => service.files().cloned().collect(),
-        VerifyProvider::Anchors(trusted) => trusted.files().cloned().collect(),
-        VerifyProvider::Builtin(b) => [b.collateral.as_slice(), &b.amd_certs].concat(),
-        VerifyProvider::Sample => Vec::new(),
-    });
-    let passports = config.endpoints.iter().filter_map(|e| e.ra.attest.as_ref()?.passport.as_ref());
-    let authorities = passports.flat_map(|p| p.service.files().cloned());
-    std::path::absolute(&config.source).into_iter().chain(anchors).chain(policies).chain(authorities).collect()
+    let named = config.endpoints.iter().flat_map(Endpoint::files);
+    std::path::absolute(&config.source).into_iter().chain(named).collect()
 }
 
 /// The directory of `file`, so that a new file in its place can be read.

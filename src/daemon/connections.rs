@@ -72,7 +72,8 @@ impl Connection {
             s if s == ConnState::Relay as u8 => "relay",
             _ => "handshake",
         };
-        let verdict = self.standing.get().map(|s| s.verdict());
+        let standing = self.standing.get();
+        let verdict = standing.and_then(|s| s.verdict());
         ConnectionView {
             id: self.id,
             endpoint: self.endpoint.to_string(),
@@ -82,7 +83,8 @@ impl Connection {
             peer: self.peer.get().map(ToString::to_string).unwrap_or_default(),
             tee: verdict.as_ref().map(|v| v.tee.clone()).unwrap_or_default(),
             binding: self.binding.get().map(|b| b.word().to_owned()).unwrap_or_default(),
-            verdict_expires: verdict.map(|v| unix_seconds(v.expires_at)),
+            verdict_expires: standing.and_then(|s| s.expires_at()).map(unix_seconds),
+            closing: standing.and_then(|s| s.closing()).map(Into::into),
             age_ms: self.started.elapsed().as_millis() as u64,
             bytes_up,
             bytes_down,

@@ -21,6 +21,7 @@ use super::connections::Connections;
 use super::dataplane_error::DataPlaneError;
 use super::endpoint::EndpointRuntime;
 use super::gate::Gate;
+use super::lineage::{Heir, Lineage};
 use super::listeners::BoundListener;
 use super::memory::give_memory_back;
 use super::metrics::Metrics;
@@ -52,6 +53,7 @@ pub struct DataPlane {
     connections: Arc<Connections>,
     stats: Mutex<Vec<Arc<EndpointStats>>>,
     workers: Mutex<Vec<Arc<Worker>>>,
+    lineage: Lineage,
     /// One take-over at a time.
     reloading: Mutex<()>,
     config: ArcSwap<(Config, SystemTime)>,
@@ -88,6 +90,7 @@ impl DataPlane {
             connections: Arc::default(),
             stats: Mutex::default(),
             workers: Mutex::default(),
+            lineage: Lineage::default(),
             reloading: Mutex::default(),
             config: ArcSwap::from_pointee((config.clone(), SystemTime::now())),
             tracker: TaskTracker::new(),
@@ -100,8 +103,8 @@ impl DataPlane {
     }
 
     /// Takes over a new configuration with the whole set of its listeners. An endpoint that did not
-    /// change is left alone; a changed one gets new settings for new connections; a removed one
-    /// accepts no more. A listener that is already served (same endpoint and address) may be given
+    /// change, nor the files it names, is left alone; a changed one gets new settings for new connections, and the
+    /// peers of its open ones are judged by them; a removed one accepts no more. A listener that is already served (same endpoint and address) may be given
     /// again as a duplicate, see [`DataPlane::listeners`]; the one in use is kept.
     ///
     /// # Errors
@@ -167,6 +170,8 @@ impl DataPlane {
                 worker.remove();
             }
         }
+        let heirs: Vec<_> = next.iter().map(|(_, runtime, listeners)| heir(runtime, listeners)).collect();
+        self.lineage.hand_over(&heirs);
         next.iter().for_each(|(_, runtime, _)| runtime.tunnel.reloaded());
         let workers = next
             .into_iter()
@@ -192,12 +197,14 @@ impl DataPlane {
     ) -> Result<Arc<EndpointRuntime>, DataPlaneError> {
         if let Some(old) = &old
             && old.endpoint == *endpoint
+            && !old.tunnel.is_stale()
         {
             return Ok(old.clone());
         }
         let dialer = Dialer { mark: mark_policy(endpoint)?, connect_timeout: endpoint.limits.connect_timeout };
-        let same_tls =
-            |old: &&Arc<EndpointRuntime>| old.endpoint.ra == endpoint.ra && old.endpoint.limits == endpoint.limits;
+        let same_tls = |old: &&Arc<EndpointRuntime>| {
+            old.endpoint.ra == endpoint.ra && old.endpoint.limits == endpoint.limits && !old.tunnel.is_stale()
+        };
         let tunnel = match old.as_ref().filter(same_tls) {
             Some(old) => old.tunnel.clone(),
             None => (self.factory)(endpoint)
@@ -376,6 +383,12 @@ impl DataPlane {
             })
             .collect()
     }
+}
+
+fn heir(runtime: &EndpointRuntime, listeners: &[Arc<Listening>]) -> Heir {
+    let Endpoint { name, side, .. } = &runtime.endpoint;
+    let at = listeners.iter().map(|l| l.local).collect();
+    Heir { name: name.clone(), side: *side, at, tunnel: runtime.tunnel.clone() }
 }
 
 fn listen(bound: BoundListener) -> Result<Listening, DataPlaneError> {

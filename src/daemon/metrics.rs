@@ -45,7 +45,7 @@ struct EventLabels {
 }
 
 /// Counters in a tunnel's status and the events they count.
-const ATTESTATION_EVENTS: [(&str, &str); 9] = [
+const ATTESTATION_EVENTS: [(&str, &str); 12] = [
     ("/as_calls", "as-request"),
     ("/as_failovers", "as-failover"),
     ("/aa_calls", "aa-request"),
@@ -55,6 +55,9 @@ const ATTESTATION_EVENTS: [(&str, &str); 9] = [
     ("/session_resumed", "session-resumed"),
     ("/certificate_bound", "certificate-bound"),
     ("/attest/failures", "evidence-failed"),
+    ("/peers_reappraised", "peer-reappraised"),
+    ("/peers_failed", "peer-failed"),
+    ("/peers_recovered", "peer-recovered"),
 ];
 
 /// All metrics of the process.
@@ -66,6 +69,7 @@ pub struct Metrics {
     accept_errors: Family<ReasonLabels, Counter>,
     active: Family<EndpointLabels, Gauge>,
     evidence_age: Family<EndpointLabels, Gauge>,
+    closing: Family<EndpointLabels, Gauge>,
     bytes: Family<DirectionLabels, Counter>,
     handshake: Family<EndpointLabels, Histogram, fn() -> Histogram>,
 }
@@ -80,6 +84,7 @@ impl Metrics {
             accept_errors: Family::default(),
             active: Family::default(),
             evidence_age: Family::default(),
+            closing: Family::default(),
             attestation: Family::default(),
             bytes: Family::default(),
             handshake: Family::new_with_constructor(|| Histogram::new(HANDSHAKE_BUCKETS)),
@@ -94,6 +99,11 @@ impl Metrics {
             new.attestation.clone(),
         );
         registry.register("connections_active", "Connections open now", new.active.clone());
+        registry.register(
+            "peers_closing",
+            "Peers that failed when they were appraised again and whose connections are open for the grace",
+            new.closing.clone(),
+        );
         registry.register_with_unit(
             "evidence_age",
             "Age of the evidence that this side shows",
@@ -142,6 +152,10 @@ impl Metrics {
                 let labels = EventLabels { endpoint: endpoint.to_owned(), side: side.to_string(), event };
                 self.attestation.get_or_create(&labels).inner().store(count, Ordering::Relaxed);
             }
+        }
+        if let Some(closing) = status.pointer("/peers_closing").and_then(serde_json::Value::as_i64) {
+            let labels = EndpointLabels { endpoint: endpoint.to_owned(), side: side.to_string() };
+            self.closing.get_or_create(&labels).set(closing);
         }
         if let Some(age) = status.pointer("/attest/evidence_age").and_then(serde_json::Value::as_i64) {
             let labels = EndpointLabels { endpoint: endpoint.to_owned(), side: side.to_string() };

@@ -15,6 +15,7 @@ pub mod guard_command;
 pub mod handoff;
 mod inherited;
 pub mod lifecycle;
+mod lineage;
 pub mod listeners;
 mod logging;
 mod memory;

@@ -113,7 +113,7 @@ impl EndpointStats {
         let mut seen: Vec<_> = verdicts.iter().collect();
         seen.sort_by_key(|(_, (seen, ..))| std::cmp::Reverse(*seen));
         let view = |(ip, (seen, verdict, binding)): (&IpAddr, &(SystemTime, CurrentVerdict, Binding))| {
-            VerdictView::new(*ip, *seen, &verdict.load(), *binding)
+            VerdictView::new(*ip, *seen, verdict, *binding)
         };
         seen.into_iter().map(view).collect()
     }

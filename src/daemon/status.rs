@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::attest::Verdict;
-use crate::tls::Binding;
+use crate::tls::{Binding, Closing, CurrentVerdict};
 
 /// Where the instance is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,12 +172,17 @@ pub struct VerdictView {
     pub appraised_at: u64,
     /// When it ends, in seconds since 1970.
     pub expires_at: u64,
+    /// The peer has failed since, and its open connections are about to be closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closing: Option<ClosingView>,
 }
 
 impl VerdictView {
     /// The verdict as shown.
-    pub fn new(peer: IpAddr, seen: SystemTime, verdict: &Verdict, binding: Binding) -> Self {
+    pub fn new(peer: IpAddr, seen: SystemTime, current: &CurrentVerdict, binding: Binding) -> Self {
+        let verdict: &Verdict = &current.load();
         Self {
+            closing: current.closing().map(Into::into),
             peer: peer.to_string(),
             seen: unix_seconds(seen),
             tee: verdict.tee.clone(),
@@ -192,6 +197,24 @@ impl VerdictView {
             appraised_at: unix_seconds(verdict.appraised_at),
             expires_at: unix_seconds(verdict.expires_at),
         }
+    }
+}
+
+/// Open connections of a peer that was refused when it was appraised again, or whose verdict was not renewed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClosingView {
+    /// Stable slug.
+    pub reason: String,
+    /// In words.
+    pub detail: String,
+    /// They are closed in so many milliseconds, unless the peer is affirmed again.
+    pub in_ms: u64,
+}
+
+impl From<Closing> for ClosingView {
+    fn from(closing: Closing) -> Self {
+        let Closing { why, left } = closing;
+        Self { reason: why.reason.to_owned(), detail: why.text, in_ms: left.as_millis() as u64 }
     }
 }
 
@@ -240,6 +263,9 @@ pub struct ConnectionView {
     /// When the peer's verdict ends unless it is renewed, in seconds since 1970; absent when it is not verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict_expires: Option<u64>,
+    /// The peer has failed since, and the connection is about to be closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closing: Option<ClosingView>,
     /// Milliseconds since it was accepted.
     pub age_ms: u64,
     /// Bytes from client to service.

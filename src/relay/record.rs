@@ -85,9 +85,9 @@ impl Record {
     pub fn set_standing(&self, standing: Option<&Arc<Standing>>) {
         if let Some(standing) = standing {
             let _ = self.connection.standing.set(standing.clone());
-            if let Some(addr) = self.connection.peer.get() {
+            if let (Some(addr), Some(verdict)) = (self.connection.peer.get(), standing.current()) {
                 let binding = self.connection.binding.get().copied().unwrap_or(Binding::Certificate);
-                self.stats.note_verdict(*addr, standing.current(), binding);
+                self.stats.note_verdict(*addr, verdict, binding);
             }
         }
     }
@@ -120,7 +120,7 @@ impl Record {
         let c = &*self.connection;
         self.stats.closed(reason, refused.then(|| (c.peer.get().map(|p| p.0).unwrap_or(c.client.0), detail.as_str())));
         let shown = |v: Option<&dyn std::fmt::Display>| v.map(|v| v.to_string()).unwrap_or_default();
-        let verdict = c.standing.get().map(|s| s.verdict());
+        let verdict = c.standing.get().and_then(|s| s.verdict());
         let (bytes_up, bytes_down) = c.bytes();
         let dst = c.dst.get().map(String::as_str).unwrap_or("");
         let duration_ms = c.started.elapsed().as_millis() as u64;

@@ -2,7 +2,7 @@
 
 use tokio::net::TcpStream;
 
-use crate::tls::{Channel, ChannelError, EndpointTls};
+use crate::tls::{Channel, ChannelError, EndpointTls, Standings};
 
 /// One endpoint's end of the tunnel.
 #[async_trait::async_trait]
@@ -15,6 +15,16 @@ pub trait TunnelSide: Send + Sync + 'static {
     fn status(&self) -> serde_json::Value;
     /// A configuration was taken over that leaves this side as it is.
     fn reloaded(&self) {}
+    /// Whether the same configuration would make another side now: a file that it names holds something else.
+    fn is_stale(&self) -> bool {
+        false
+    }
+    /// Its peers with open connections.
+    fn peers(&self) -> Option<Standings> {
+        None
+    }
+    /// It takes the place of a side with these peers, and judges them from now on.
+    fn take_over(&self, _peers: &Standings) {}
 }
 
 #[async_trait::async_trait]
@@ -33,5 +43,17 @@ impl TunnelSide for EndpointTls {
 
     fn reloaded(&self) {
         EndpointTls::reloaded(self);
+    }
+
+    fn is_stale(&self) -> bool {
+        EndpointTls::is_stale(self)
+    }
+
+    fn peers(&self) -> Option<Standings> {
+        Some(EndpointTls::peers(self))
+    }
+
+    fn take_over(&self, peers: &Standings) {
+        EndpointTls::take_over(self, peers);
     }
 }

@@ -14,9 +14,8 @@ use super::endpoint::{Appraisal, appraise};
 use super::identity::Fixed;
 use super::peer::PeerCertificate;
 use super::session::{Asker, Bound, BoundSession, Exchange, Proven, Prover, Turn};
-use super::standing::Renew;
 use super::{Alpn, ChannelError};
-use crate::attest::{Attester, Verdict, VerifyError};
+use crate::attest::{Attester, Verdict};
 use crate::config::{Model, Ra};
 
 /// Sessions whose secrets an attesting side keeps: one for each verifier that came lately.
@@ -92,30 +91,6 @@ impl Asker for Appraisal {
 
     fn now(&self) -> SystemTime {
         self.clock.now()
-    }
-}
-
-/// Appraises the evidence of a bound session again. It says nothing newer of the peer than it did; that the peer is
-/// still the one it was about is what the session's own keys show.
-pub(super) struct BoundRenewal {
-    pub appraisal: Arc<Appraisal>,
-    pub session: Arc<BoundSession>,
-}
-
-#[async_trait]
-impl Renew for BoundRenewal {
-    async fn renew(&self, _: &[u8]) -> Result<Arc<Verdict>, ChannelError> {
-        let (appraisal, session) = (&self.appraisal, &self.session);
-        let work = async {
-            let _place = appraisal.renewals.acquire().await.map_err(|_| VerifyError::Internal)?;
-            Ok(Arc::new(appraisal.appraise(session.shown.clone()).await?))
-        };
-        let outcome =
-            tokio::time::timeout(appraisal.deadline, work).await.unwrap_or(Err(ChannelError::HandshakeTimeout));
-        if outcome.as_ref().is_err_and(ChannelError::is_about_peer) {
-            appraisal.sessions.forget(session);
-        }
-        outcome
     }
 }
 

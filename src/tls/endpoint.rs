@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use async_trait::async_trait;
 use rustls::pki_types::ServerName;
 use rustls::server::Acceptor;
 use rustls::{ClientConfig, ServerConfig};
@@ -13,17 +12,19 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
 
-use super::bind::{self, BindingCounts, BoundRenewal, Origin, Proving};
+use super::bind::{self, BindingCounts, Origin, Proving};
 use super::certificate::fingerprint;
 use super::identity::{Fixed, IdentityStore};
 use super::peer::PeerCertificate;
 use super::resumption::{AsClient, AsServer, Handshake, Ticketing, Tickets};
+use super::rules::{Oversight, Rules, Settings};
 use super::session::{BoundSession, SessionError, Sessions};
-use super::standing::{Renew, Standing, Standings};
+use super::snapshot::Snapshot;
+use super::standing::{Standing, Standings};
 use super::status::{AttestStatus, FailureStatus, Ledger, TlsStatus, VerifyStatus, unix};
 use super::{Alpn, Channel, ChannelError, Peer, PeerError, config, peer, providers};
 use crate::attest::{CacheKey, Clock, Credential, SystemClock, Verdict, VerdictCache, Verifier, VerifyError};
-use crate::config::{Endpoint, Model, Verify};
+use crate::config::{Attest, Endpoint, Model, Verify};
 
 /// Verdicts kept by one endpoint.
 const CACHE_CAPACITY: usize = 1024;
@@ -37,7 +38,9 @@ pub struct EndpointTls {
     /// `background_check` or `passport`.
     shows: &'static str,
     appraisal: Option<Arc<Appraisal>>,
-    standings: Standings,
+    oversight: Oversight,
+    /// Files that its own evidence depends on.
+    attest_files: Snapshot,
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
     handshake_timeout: Duration,
@@ -53,7 +56,7 @@ pub struct EndpointTls {
 pub(super) struct Appraisal {
     pub(super) verifier: Arc<dyn Verifier>,
     /// Verdicts on certificates, as RATS-TLS shows them.
-    cache: VerdictCache,
+    pub(super) cache: VerdictCache,
     /// Sessions bound by `tng/1`.
     pub(super) sessions: Sessions,
     policy: [u8; 32],
@@ -80,25 +83,6 @@ pub(super) async fn appraise(
     let by_ttl = if ttl.is_zero() { None } else { now.checked_add(ttl) };
     verdict.expires_at = verdict.expires_at.min(by_ttl.unwrap_or(shown.not_after)).min(shown.not_after);
     Ok(verdict)
-}
-
-#[async_trait]
-impl Renew for Appraisal {
-    async fn renew(&self, der: &[u8]) -> Result<Arc<Verdict>, ChannelError> {
-        let work = async {
-            let _place = self.renewals.acquire().await.map_err(|_| VerifyError::Internal)?;
-            let now = self.clock.now();
-            let shown = peer::inspect(der, self.model, now)?;
-            Ok(Arc::new(appraise(self.verifier.clone(), shown, now, self.verdict_ttl).await?))
-        };
-        let outcome = tokio::time::timeout(self.deadline, work).await.unwrap_or(Err(ChannelError::HandshakeTimeout));
-        match &outcome {
-            Ok(verdict) if !self.verdict_ttl.is_zero() => self.cache.put(self.key(der), verdict.clone()),
-            Err(error) if error.is_about_peer() => self.cache.forget(&self.key(der)),
-            _ => {}
-        }
-        outcome
-    }
 }
 
 pub(super) fn setup(e: impl std::fmt::Display) -> ChannelError {
@@ -140,6 +124,8 @@ impl EndpointTls {
         tickets: bool,
     ) -> Result<Arc<Self>, ChannelError> {
         let timeout = endpoint.limits.handshake_timeout;
+        let attest_files = Snapshot::of(endpoint.ra.attest.as_ref().map(Attest::files).unwrap_or_default());
+        let verify_files = Snapshot::of(endpoint.ra.verify.as_ref().map(Verify::files).unwrap_or_default());
         let attester = match &endpoint.ra.attest {
             Some(attest) => Some((providers::attester(endpoint, attest, clock.clone())?, attest.refresh_interval)),
             None => None,
@@ -149,6 +135,9 @@ impl EndpointTls {
             None => IdentityStore::plain(&*clock)?,
         };
         let appraisal = endpoint.ra.verify.as_ref().map(|v| Appraisal::new(endpoint, v, clock.clone())).transpose()?;
+        let appraisal = appraisal.map(Arc::new);
+        let rules = Rules::new(appraisal.clone(), &endpoint.ra);
+        let settings = Settings::new(&endpoint.ra, verify_files.confirmed());
         let provider = config::provider();
         let client = config::client(provider.clone(), as_client).map_err(setup)?;
         let server =
@@ -161,8 +150,9 @@ impl EndpointTls {
             } else {
                 "background_check"
             },
-            appraisal: appraisal.map(Arc::new),
-            standings: Standings::default(),
+            appraisal,
+            oversight: Oversight::new(rules, settings, clock.clone()),
+            attest_files: attest_files.confirmed(),
             client: Arc::new(client),
             server: Arc::new(server),
             handshake_timeout: timeout,
@@ -277,7 +267,7 @@ impl EndpointTls {
                 }
                 match (appraisal, session) {
                     (None, _) => None,
-                    (Some(appraisal), Some(session)) => Some(self.stands(appraisal, session)),
+                    (Some(_), Some(session)) => Some(self.oversight.admit_session(session)),
                     (Some(_), None) => return Err(SessionError::Ticket.into()),
                 }
             }
@@ -289,10 +279,11 @@ impl EndpointTls {
                 Some(self.admit(appraisal, der).await?)
             }
         };
-        let peer = standing.as_ref().map_or(Peer::Unverified, |s| Peer::Verified(s.verdict()));
+        let standing = standing.unwrap_or_else(|| self.oversight.admit_anybody(alpn));
+        let peer = standing.verdict().map_or(Peer::Unverified, Peer::Verified);
         SockRef::from(stream.get_ref().0).set_linger(None)?;
         self.counts.count(alpn, self.proving.is_none() && self.appraisal.is_none(), origin);
-        Ok(Channel { stream, peer, alpn, standing })
+        Ok(Channel { stream, peer, alpn, standing: Some(standing) })
     }
 
     fn conclude(
@@ -307,7 +298,7 @@ impl EndpointTls {
         };
         match &outcome {
             Ok(channel) => {
-                self.ledger.established(peer, channel.standing.as_ref().map(|s| s.current()));
+                self.ledger.established(peer, channel.standing.as_ref().and_then(|s| s.current()));
             }
             Err(e) => self.ledger.refused(peer, self.clock.now(), e),
         }
@@ -321,16 +312,22 @@ impl EndpointTls {
         let not_after = shown.not_after;
         let key = appraisal.key(der);
         let verdict = appraisal.of(key, shown).await?;
-        let renew: Arc<dyn Renew> = appraisal.clone();
-        Ok(self.standings.of(key.certificate, der, not_after, verdict, renew, self.clock.clone()))
+        Ok(self.oversight.admit_certificate(key.certificate, der, not_after, verdict))
     }
 
-    /// The standing of a peer that was let in by the evidence of `session`.
-    fn stands(&self, appraisal: &Arc<Appraisal>, session: Arc<BoundSession>) -> Arc<Standing> {
-        let (not_after, verdict) = (session.shown.not_after, session.verdict.clone());
-        let key = fingerprint(session.shown.expected.canonical().as_bytes());
-        let renew = Arc::new(BoundRenewal { appraisal: appraisal.clone(), session });
-        self.standings.of(key, &[], not_after, verdict, renew, self.clock.clone())
+    /// Peers with open connections.
+    pub fn peers(&self) -> Standings {
+        self.oversight.peers()
+    }
+
+    /// Judges `peers`, who were let in under the configuration before, by this one from now on.
+    pub fn take_over(&self, peers: &Standings) {
+        self.oversight.take_over(peers);
+    }
+
+    /// Whether a file that it was made from holds something else now.
+    pub fn is_stale(&self) -> bool {
+        self.oversight.is_stale() || !self.attest_files.is_current()
     }
 
     /// Forgets what was found about peers: a reload may have changed what it rests on.
@@ -362,6 +359,7 @@ impl EndpointTls {
             ..TlsStatus::default()
         };
         self.ledger.fill(&mut status);
+        self.oversight.fill(&mut status);
         status
     }
 
@@ -413,7 +411,7 @@ impl Appraisal {
         self.clock.now() < session.verdict.expires_at && self.sessions.holds(session)
     }
 
-    fn key(&self, der: &[u8]) -> CacheKey {
+    pub(super) fn key(&self, der: &[u8]) -> CacheKey {
         CacheKey { certificate: fingerprint(der), policy: self.policy }
     }
 

@@ -64,6 +64,17 @@ impl ChannelError {
         }
     }
 
+    /// Whether the rules in force were applied to the peer and not met, as opposed to an answer that could not be had. So
+    /// it is with a token whose signer a reload took out of the trusted ones.
+    pub(super) fn is_judgement(&self) -> bool {
+        match self {
+            Self::Session(SessionError::Required) => true,
+            Self::Verify(VerifyError::Builtin(_)) => !self.is_silence(),
+            Self::Verify(e) => e.is_about_token() || e.is_about_peer(),
+            _ => self.is_about_peer(),
+        }
+    }
+
     /// Whether nobody gave an answer.
     pub(super) fn is_silence(&self) -> bool {
         use VerifyError as V;

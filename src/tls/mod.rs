@@ -9,8 +9,11 @@ mod identity;
 mod peer;
 pub mod probe;
 mod providers;
+mod reappraise;
 mod resumption;
+mod rules;
 pub mod session;
+mod snapshot;
 mod standing;
 mod status;
 
@@ -26,7 +29,7 @@ pub use endpoint::EndpointTls;
 pub use error::ChannelError;
 pub use peer::PeerError;
 pub use session::SessionError;
-pub use standing::{CurrentVerdict, Standing, Withdrawn};
+pub use standing::{Closing, CurrentVerdict, Standing, Standings, WeakStandings, Withdrawn};
 pub use status::{AttestStatus, FailureStatus, PeerStatus, RefusalStatus, TlsStatus, VerifyStatus};
 
 /// An established tunnel connection whose peer was appraised, if this side verifies.
@@ -37,7 +40,7 @@ pub struct Channel {
     pub peer: Peer,
     /// What was negotiated.
     pub alpn: Alpn,
-    /// How long the peer may stay; absent when this side does not verify.
+    /// How long the peer may stay, also one that nobody verified: a reload may ask who it is. Absent in tests alone.
     pub standing: Option<Arc<Standing>>,
 }
 

@@ -42,6 +42,9 @@ pub enum PeerError {
     /// The evidence is bound to another key.
     #[error("the peer's evidence is about another key")]
     OtherKey,
+    /// It was let in when nobody was verified, and somebody is now.
+    #[error("the peer was let in when this endpoint verified nobody")]
+    NotAppraised,
 }
 
 impl PeerError {
@@ -57,6 +60,7 @@ impl PeerError {
             Self::NotYetValid => "peer-certificate-not-yet-valid",
             Self::Expired => "peer-certificate-expired",
             Self::OtherKey => "peer-evidence-other-key",
+            Self::NotAppraised => "peer-not-appraised",
         }
     }
 }

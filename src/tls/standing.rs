@@ -1,31 +1,33 @@
-//! How long a peer that was let in may stay: its verdict is renewed while connections of it are open.
+//! How long a peer that was let in may stay: its verdict is renewed while connections of it are open, and made anew when
+//! a reload changes what it rests on.
 //!
 //! All connections that show one certificate share one [`Standing`], so a thousand of them cost one timer
 //! and one appraisal a period. It ends with the last of them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::{ChannelError, PeerError};
+use super::ChannelError;
+use super::reappraise::Watch;
+use super::rules::Settings;
+use super::session::BoundSession;
 use crate::attest::{Clock, Verdict};
 
-/// The longest lead before a verdict's end at which renewal begins. Shorter verdicts: a quarter of their life.
-const MAX_LEAD: Duration = Duration::from_secs(120);
-/// Failed attempts are repeated after this part of the lead.
-const TRIES: u32 = 8;
-/// A wall clock that is set while the timer sleeps is noticed after this time.
-const MAX_NAP: Duration = Duration::from_secs(30);
 /// Slug of a verdict that ended while nobody answered.
 const EXPIRED_REASON: &str = "verdict-expired";
-
-/// The verdict in force on a peer; renewal replaces it.
-pub type CurrentVerdict = Arc<ArcSwap<Verdict>>;
+/// After a reload the peers are appraised again one after the other: so long for each, ...
+const SPREAD_EACH: Duration = Duration::from_millis(10);
+/// ... and no longer in all.
+const MAX_SPREAD: Duration = Duration::from_secs(10);
 
 /// Why a peer that was let in may stay no longer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,46 +44,295 @@ impl Withdrawn {
     pub fn expired() -> Self {
         Self { reason: EXPIRED_REASON, text: "the peer's verdict has ended".into() }
     }
+
+    /// The verdict ended while every attempt to renew it failed; `error` is the last one's.
+    pub(super) fn unrenewed(error: &ChannelError) -> Self {
+        let reason = if error.is_silence() { EXPIRED_REASON } else { error.reason() };
+        Self { reason, text: format!("the peer's verdict has ended: {error}") }
+    }
+
+    /// The peer was refused.
+    pub(super) fn refused(error: &ChannelError) -> Self {
+        Self { reason: error.reason(), text: error.to_string() }
+    }
 }
 
-/// Appraises a certificate again.
+/// A peer that failed and whose connections go on for the grace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closing {
+    /// What for.
+    pub why: Withdrawn,
+    /// How much longer, unless the peer is affirmed again.
+    pub left: Duration,
+}
+
+/// What a peer showed when it was let in; it is appraised again on this.
+#[derive(Debug, Clone)]
+pub(super) enum Shown {
+    /// Nobody was verified then.
+    Nothing {
+        /// Whether the connection is one of `tng/1` nevertheless.
+        session: bool,
+    },
+    /// A certificate, DER (RATS-TLS).
+    Certificate(Arc<[u8]>),
+    /// Evidence about a session (`tng/1`).
+    Session(Arc<BoundSession>),
+}
+
+impl Shown {
+    /// Whether the peer speaks `tng/1`.
+    pub fn is_session(&self) -> bool {
+        matches!(self, Self::Session(_) | Self::Nothing { session: true })
+    }
+}
+
+/// Says what a peer is worth under the rules in force.
 #[async_trait]
-pub(super) trait Renew: Send + Sync + 'static {
-    /// A new verdict on the certificate `der`, never one from a cache. Ends within its own deadline.
-    async fn renew(&self, der: &[u8]) -> Result<Arc<Verdict>, ChannelError>;
+pub(super) trait Judge: Send + Sync + 'static {
+    /// A new verdict, never one from a cache; `None` when the rules ask for none. Waits for its turn without a limit of
+    /// its own, and ends within its own deadline then.
+    async fn judge(&self, shown: &Shown) -> Result<Option<Arc<Verdict>>, ChannelError>;
+    /// How long the connections of a peer that failed may go on.
+    fn grace(&self) -> Duration;
 }
 
-struct Shared {
-    current: CurrentVerdict,
+/// The rules by which peers are judged now.
+#[derive(Clone)]
+pub(super) struct InForce {
+    /// Counts up whenever verdicts made before may be wrong.
+    pub term: u64,
+    pub judge: Arc<dyn Judge>,
+    /// Appraisals that a change of rules causes are spread over this time.
+    pub spread: Duration,
+    settings: Arc<Settings>,
+}
+
+/// A peer that failed.
+#[derive(Debug, Clone)]
+struct Failed {
+    why: Withdrawn,
+    since: Instant,
+    by: Instant,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Under which rules the verdict was made.
+    term: u64,
+    /// The rules of this term ask for no verdict.
+    exempt: bool,
+    failed: Option<Failed>,
+    over: bool,
+}
+
+/// What the watch of a standing goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Condition {
+    pub term: u64,
+    pub exempt: bool,
+    /// Since when the peer has failed, and by when its connections end for it.
+    pub failed: Option<(Instant, Instant)>,
+    /// When the verdict ends.
+    pub ends: SystemTime,
+}
+
+/// What became of a peer that failed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Its connections go on for so long.
+    Grace(Duration),
+    /// It was in its grace before.
+    AsBefore,
+    /// They are closed.
+    Over,
+}
+
+/// What is known of a peer now. It outlives the peer's connections where it is shown.
+#[derive(Debug)]
+pub(super) struct Shared {
+    current: ArcSwap<Verdict>,
+    state: Mutex<State>,
+    /// A new connection changed what the watch goes by.
+    pub nudge: Notify,
     ended: CancellationToken,
     why: OnceLock<Withdrawn>,
 }
 
-type Table = Mutex<HashMap<[u8; 32], Weak<Standing>>>;
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn verdict(&self) -> Arc<Verdict> {
+        self.current.load_full()
+    }
+
+    pub fn condition(&self) -> Condition {
+        let state = self.state();
+        Condition {
+            term: state.term,
+            exempt: state.exempt,
+            failed: state.failed.as_ref().map(|f| (f.since, f.by)),
+            ends: self.current.load().expires_at,
+        }
+    }
+
+    fn closing(&self) -> Option<Closing> {
+        let state = self.state();
+        let failed = state.failed.as_ref().filter(|_| !state.over)?;
+        let left = failed.by.saturating_duration_since(Instant::now());
+        Some(Closing { why: failed.why.clone(), left })
+    }
+
+    /// A new connection of the peer was let in with `verdict` under the rules of `term`. False when it is too late for
+    /// the others, whose end has come.
+    fn join(&self, verdict: Option<Arc<Verdict>>, term: u64, counts: &Counts) -> bool {
+        let mut state = self.state();
+        if state.over {
+            return false;
+        }
+        let Some(verdict) = verdict else { return true };
+        let age = |v: &Verdict| (v.expires_at, v.appraised_at);
+        // One that is no newer may be from a cache, and from before the peer failed.
+        let newer = age(&verdict) > age(&self.current.load());
+        if term > state.term || (term == state.term && newer) {
+            self.affirm(&mut state, verdict, term, counts);
+            drop(state);
+            self.nudge.notify_one();
+        }
+        true
+    }
+
+    /// The peer was affirmed again under the rules of `term`. False when that wins nothing.
+    pub fn renew(&self, verdict: Arc<Verdict>, term: u64, now: SystemTime, counts: &Counts) -> bool {
+        let mut state = self.state();
+        let wanted = state.failed.is_some() || term != state.term || state.exempt;
+        if verdict.expires_at <= now || !(wanted || verdict.expires_at > self.current.load().expires_at) {
+            return false;
+        }
+        if term != state.term {
+            counts.reappraised.fetch_add(1, Ordering::Relaxed);
+        }
+        self.affirm(&mut state, verdict, term, counts);
+        true
+    }
+
+    fn affirm(&self, state: &mut State, verdict: Arc<Verdict>, term: u64, counts: &Counts) {
+        self.current.store(verdict);
+        (state.term, state.exempt) = (term, false);
+        self.recover(state, counts);
+    }
+
+    fn recover(&self, state: &mut State, counts: &Counts) {
+        if let Some(failed) = state.failed.take() {
+            counts.recovered.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(failure = failed.why.reason, "the peer may stay after all: its open connections go on");
+        }
+    }
+
+    /// The rules of `term` ask for no verdict.
+    pub fn exempt(&self, term: u64, counts: &Counts) {
+        let mut state = self.state();
+        (state.term, state.exempt) = (term, true);
+        self.recover(&mut state, counts);
+    }
+
+    /// The peer failed: its connections end when it has not been affirmed again within `grace` of its first failure.
+    pub fn fail(&self, why: Withdrawn, grace: Duration, counts: &Counts) -> Fate {
+        let mut state = self.state();
+        let before = state.failed.as_ref().map(|f| f.since);
+        let since = before.unwrap_or_else(Instant::now);
+        if before.is_none() {
+            counts.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        state.failed = Some(Failed { why, since, by: since + grace });
+        if self.end_if_due(&mut state) {
+            Fate::Over
+        } else if before.is_some() {
+            Fate::AsBefore
+        } else {
+            Fate::Grace(grace)
+        }
+    }
+
+    /// Another grace is in force.
+    pub fn regrace(&self, grace: Duration) {
+        if let Some(failed) = &mut self.state().failed {
+            failed.by = failed.since + grace;
+        }
+    }
+
+    /// Ends the standing when the grace is over. False when the peer was affirmed in the meantime.
+    pub fn end(&self) -> bool {
+        self.end_if_due(&mut self.state())
+    }
+
+    fn end_if_due(&self, state: &mut State) -> bool {
+        let Some(failed) = state.failed.as_ref().filter(|f| f.by <= Instant::now()) else { return false };
+        state.over = true;
+        let _ = self.why.set(failed.why.clone());
+        self.ended.cancel();
+        true
+    }
+
+    /// Why it ended, once it has.
+    pub fn why(&self) -> Option<Withdrawn> {
+        self.why.get().cloned()
+    }
+}
+
+/// The verdict in force on a peer; renewal replaces it.
+#[derive(Debug, Clone)]
+pub struct CurrentVerdict(Arc<Shared>);
+
+impl CurrentVerdict {
+    /// The verdict.
+    pub fn load(&self) -> Arc<Verdict> {
+        self.0.verdict()
+    }
+
+    /// Whether open connections of the peer are about to be closed.
+    pub fn closing(&self) -> Option<Closing> {
+        self.0.closing()
+    }
+}
 
 /// The standing of one peer, shared by its open connections.
 pub struct Standing {
     shared: Arc<Shared>,
-    task: Option<AbortHandle>,
+    verified: bool,
+    task: AbortHandle,
     key: [u8; 32],
-    table: Weak<Table>,
+    home: Arc<Home>,
 }
 
 impl std::fmt::Debug for Standing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Standing").field("verdict", &self.verdict()).field("why", &self.shared.why).finish()
+        f.debug_struct("Standing").field("verdict", &self.verdict()).field("why", &self.why()).finish()
     }
 }
 
 impl Standing {
-    /// The verdict in force.
-    pub fn verdict(&self) -> Arc<Verdict> {
-        self.shared.current.load_full()
+    /// The verdict in force; `None` when nobody was verified.
+    pub fn verdict(&self) -> Option<Arc<Verdict>> {
+        self.verified.then(|| self.shared.verdict())
     }
 
     /// The same for those that show it after the connection is gone.
-    pub fn current(&self) -> CurrentVerdict {
-        self.shared.current.clone()
+    pub fn current(&self) -> Option<CurrentVerdict> {
+        self.verified.then(|| CurrentVerdict(self.shared.clone()))
+    }
+
+    /// When the verdict ends unless it is renewed; `None` when there is none or none is asked for any more.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        let condition = self.shared.condition();
+        (self.verified && !condition.exempt).then_some(condition.ends)
+    }
+
+    /// Whether the connections are about to be closed.
+    pub fn closing(&self) -> Option<Closing> {
+        self.shared.closing()
     }
 
     /// Ends when the peer may stay no longer; [`Standing::why`] then tells why.
@@ -92,159 +343,159 @@ impl Standing {
 
     /// Why it ended, once it has.
     pub fn why(&self) -> Option<Withdrawn> {
-        self.shared.why.get().cloned()
+        self.shared.why()
     }
 }
 
 impl Drop for Standing {
     fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
-        }
-        if let Some(table) = self.table.upgrade() {
-            let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
-            // A newer one may have taken the place.
-            if table.get(&self.key).is_some_and(|w| std::ptr::eq(w.as_ptr(), self)) {
-                table.remove(&self.key);
-            }
+        self.task.abort();
+        // Whoever still shows the verdict has no connection to tell about.
+        self.shared.state().failed = None;
+        let mut table = self.home.table();
+        // A newer one may have taken the place.
+        if table.get(&self.key).is_some_and(|w| std::ptr::eq(w.as_ptr(), self)) {
+            table.remove(&self.key);
         }
     }
 }
 
-/// The peers of one endpoint that have open connections; bounded by the endpoint's bound on those.
+/// What became of peers with open connections, over all reloads.
 #[derive(Default)]
-pub(super) struct Standings(Arc<Table>);
+pub(super) struct Counts {
+    /// Affirmed again because the rules had changed.
+    pub reappraised: AtomicU64,
+    /// Refused, or their verdict ended.
+    pub failed: AtomicU64,
+    /// Of these affirmed again within the grace.
+    pub recovered: AtomicU64,
+}
+
+struct Home {
+    table: Mutex<HashMap<[u8; 32], Weak<Standing>>>,
+    in_force: watch::Sender<InForce>,
+    counts: Arc<Counts>,
+}
+
+impl Home {
+    fn table(&self) -> MutexGuard<'_, HashMap<[u8; 32], Weak<Standing>>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The peers of one endpoint that have open connections, and the rules they are judged by; bounded by the endpoint's
+/// bound on connections. A reload hands them on to what takes the endpoint's place.
+#[derive(Clone)]
+pub struct Standings(Arc<Home>);
+
+/// [`Standings`] as long as somebody needs them.
+#[derive(Clone)]
+pub struct WeakStandings(Weak<Home>);
+
+impl WeakStandings {
+    /// The peers, unless the endpoint and its last connection are gone.
+    pub fn upgrade(&self) -> Option<Standings> {
+        self.0.upgrade().map(Standings)
+    }
+}
+
+/// A peer that is let in.
+pub(super) struct Entry {
+    /// Tells peers apart.
+    pub key: [u8; 32],
+    /// What it showed.
+    pub shown: Shown,
+    /// The end of its certificate, which no renewal moves.
+    pub not_after: SystemTime,
+    /// What it was let in with; `None` when nobody is verified.
+    pub verdict: Option<Arc<Verdict>>,
+    /// Under which rules.
+    pub term: u64,
+}
 
 impl Standings {
-    /// The standing of the peer that showed `der` and was let in with `verdict`.
-    /// `not_after`: the end of its certificate, which no renewal moves.
-    pub fn of(
-        &self,
-        key: [u8; 32],
-        der: &[u8],
-        not_after: SystemTime,
-        verdict: Arc<Verdict>,
-        renew: Arc<dyn Renew>,
-        clock: Arc<dyn Clock>,
-    ) -> Arc<Standing> {
+    /// Nobody yet, under the first rules.
+    pub(super) fn new(judge: Arc<dyn Judge>, settings: Arc<Settings>) -> Self {
+        let in_force = InForce { term: 1, judge, spread: Duration::ZERO, settings };
+        Self(Arc::new(Home { table: Mutex::default(), in_force: watch::Sender::new(in_force), counts: Arc::default() }))
+    }
+
+    /// Judges everybody by other rules from now on, and tells their term. When what they demand has changed, all peers
+    /// with open connections are appraised again.
+    pub(super) fn enforce(&self, judge: Arc<dyn Judge>, settings: Arc<Settings>) -> u64 {
+        let peers = u32::try_from(self.len()).unwrap_or(u32::MAX);
+        let spread = SPREAD_EACH.saturating_mul(peers).min(MAX_SPREAD);
+        let mut term = 0;
+        self.0.in_force.send_modify(|now| {
+            term = now.term + u64::from(!now.settings.demand_the_same(&settings));
+            *now = InForce { term, judge, spread, settings };
+        });
+        term
+    }
+
+    /// The term of the rules in force.
+    pub(super) fn term(&self) -> u64 {
+        self.0.in_force.borrow().term
+    }
+
+    /// The standing of a peer that is let in. To be called inside a tokio runtime.
+    pub(super) fn admit(&self, entry: Entry, clock: Arc<dyn Clock>) -> Arc<Standing> {
         // Dropped after the lock: its end takes the lock too.
         let _ended;
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match table.get(&key).and_then(Weak::upgrade) {
-            Some(known) if !known.shared.ended.is_cancelled() => {
-                if verdict.expires_at > known.verdict().expires_at {
-                    known.shared.current.store(verdict);
-                }
+        let mut table = self.0.table();
+        match table.get(&entry.key).and_then(Weak::upgrade) {
+            Some(known) if known.shared.join(entry.verdict.clone(), entry.term, &self.0.counts) => {
                 drop(table);
                 return known;
             }
             other => _ended = other,
         }
+        let verified = entry.verdict.is_some();
         let shared = Arc::new(Shared {
-            current: Arc::new(ArcSwap::new(verdict)),
+            current: ArcSwap::new(entry.verdict.unwrap_or_default()),
+            state: Mutex::new(State { term: entry.term, exempt: !verified, failed: None, over: false }),
+            nudge: Notify::new(),
             ended: CancellationToken::new(),
             why: OnceLock::new(),
         });
-        let watch = Watch { shared: shared.clone(), der: der.into(), not_after, renew, clock };
-        let task = Some(tokio::spawn(watch.run()).abort_handle());
-        let standing = Arc::new(Standing { shared, task, key, table: Arc::downgrade(&self.0) });
-        table.insert(key, Arc::downgrade(&standing));
+        let watch = Watch {
+            shared: shared.clone(),
+            shown: entry.shown,
+            not_after: entry.not_after,
+            rules: self.0.in_force.subscribe(),
+            counts: self.0.counts.clone(),
+            clock,
+        };
+        let task = tokio::spawn(watch.run()).abort_handle();
+        let standing = Arc::new(Standing { shared, verified, task, key: entry.key, home: self.0.clone() });
+        table.insert(entry.key, Arc::downgrade(&standing));
         drop(table);
         standing
     }
 
-    #[cfg(test)]
-    fn len(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-}
-
-/// What keeps one verdict young.
-struct Watch {
-    shared: Arc<Shared>,
-    der: Arc<[u8]>,
-    not_after: SystemTime,
-    renew: Arc<dyn Renew>,
-    clock: Arc<dyn Clock>,
-}
-
-impl Watch {
-    async fn run(self) {
-        let mut failure: Option<ChannelError> = None;
-        let mut planned = self.plan();
-        loop {
-            let now = self.clock.now();
-            let ends = self.shared.current.load().expires_at;
-            let Some(left) = ends.duration_since(now).ok().filter(|left| !left.is_zero()) else {
-                return self.end(expired(failure, self.not_after <= now));
-            };
-            if ends != planned.ends {
-                // A new connection of the peer brought a newer verdict.
-                planned = self.plan();
-                failure = None;
-            }
-            let wait = planned.at.duration_since(now).unwrap_or_default().min(left);
-            if !wait.is_zero() {
-                tokio::time::sleep(wait.min(MAX_NAP)).await;
-                continue;
-            }
-            match tokio::time::timeout(left, self.renew.renew(&self.der)).await {
-                Ok(Ok(verdict)) if verdict.expires_at > ends => {
-                    tracing::debug!(tee = verdict.tee, "the peer was appraised again");
-                    self.shared.current.store(verdict);
-                    failure = None;
-                    continue;
-                }
-                // Nothing won, as with a service that hands out one token until it ends.
-                Ok(Ok(_)) => failure = None,
-                Ok(Err(error)) if error.is_about_peer() => {
-                    return self.end(Withdrawn { reason: error.reason(), text: error.to_string() });
-                }
-                Ok(Err(error)) => {
-                    tracing::warn!(reason = error.reason(), %error, "the peer could not be appraised again yet");
-                    failure = Some(error);
-                }
-                Err(_) => {}
-            }
-            planned.at = self.clock.now() + planned.lead / TRIES;
-        }
+    /// Whether both are the same peers.
+    pub fn are(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// When to renew the verdict in force.
-    fn plan(&self) -> Plan {
-        let verdict = self.shared.current.load();
-        let ends = verdict.expires_at;
-        let life = ends.duration_since(verdict.appraised_at).unwrap_or_default();
-        let lead = (life / 4).min(MAX_LEAD);
-        // A certificate that is over cannot be appraised: its end is the end.
-        let at = if ends >= self.not_after { ends } else { ends - lead.mul_f64(1.0 - spread() / 4.0) };
-        Plan { ends, at, lead }
+    /// For those that come back to them after a reload.
+    pub fn downgrade(&self) -> WeakStandings {
+        WeakStandings(Arc::downgrade(&self.0))
     }
 
-    fn end(&self, why: Withdrawn) {
-        tracing::warn!(reason = why.reason, detail = why.text, "the peer's open connections are closed");
-        let _ = self.shared.why.set(why);
-        self.shared.ended.cancel();
+    pub(super) fn counts(&self) -> &Counts {
+        &self.0.counts
     }
-}
 
-struct Plan {
-    ends: SystemTime,
-    at: SystemTime,
-    lead: Duration,
-}
+    /// Peers whose connections are about to be closed.
+    pub(super) fn closing(&self) -> u64 {
+        let known: Vec<_> = self.0.table().values().filter_map(Weak::upgrade).collect();
+        known.iter().filter(|s| s.closing().is_some()).count() as u64
+    }
 
-fn expired(failure: Option<ChannelError>, certificate_over: bool) -> Withdrawn {
-    match failure {
-        _ if certificate_over => {
-            let over = PeerError::Expired;
-            Withdrawn { reason: over.reason(), text: over.to_string() }
-        }
-        None => Withdrawn::expired(),
-        Some(error) => {
-            let reason = if error.is_silence() { EXPIRED_REASON } else { error.reason() };
-            Withdrawn { reason, text: format!("the peer's verdict has ended: {error}") }
-        }
+    /// Peers with open connections.
+    pub(super) fn len(&self) -> usize {
+        self.0.table().len()
     }
 }
 

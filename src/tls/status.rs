@@ -46,6 +46,14 @@ pub struct TlsStatus {
     pub session_resumed: u64,
     /// Channels with evidence about the certificate's key alone (RATS-TLS).
     pub certificate_bound: u64,
+    /// Peers with open connections that were affirmed again after a reload had changed what is demanded of them.
+    pub peers_reappraised: u64,
+    /// Peers with open connections that were refused later, or whose verdict was not renewed.
+    pub peers_failed: u64,
+    /// Of these the ones that were affirmed again within the grace.
+    pub peers_recovered: u64,
+    /// Peers that have failed and whose connections are still open.
+    pub peers_closing: u64,
 }
 
 /// Evidence this side shows.

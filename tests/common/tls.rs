@@ -32,7 +32,7 @@ pub fn verify_sample(allow_sample: bool) -> Verify {
 
 /// Roles of one side.
 pub fn ra(attest: Option<Attest>, verify: Option<Verify>) -> Ra {
-    Ra { attest, verify, require_session_binding: false }
+    Ra { attest, verify, ..Ra::default() }
 }
 
 /// An endpoint with these roles and a handshake deadline of five seconds.

@@ -153,7 +153,7 @@ impl Signer {
             chain: chain.iter().take(2).map(|c| c.to_vec()).collect(),
         }
     }
-    fn stranger(&self) -> Self {
+    pub fn stranger(&self) -> Self {
         let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
         Self { key, chain: self.chain.clone() }
     }

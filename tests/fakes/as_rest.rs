@@ -59,12 +59,19 @@ impl FakeAs {
     pub async fn start(listen: &str, mode: Mode) -> Self {
         Self::start_as(listen, mode, Serves::Rest, None).await
     }
+    /// One whose tokens nobody trusts who was not told of its key.
+    pub async fn start_with_its_own_key(listen: &str, mode: Mode) -> Self {
+        Self::start_signing(listen, mode, Serves::Rest, None, Signer::load().stranger()).await
+    }
     pub async fn start_as(listen: &str, mode: Mode, serves: Serves, tls: Option<TlsAcceptor>) -> Self {
+        Self::start_signing(listen, mode, serves, tls, Signer::load()).await
+    }
+    async fn start_signing(listen: &str, mode: Mode, serves: Serves, tls: Option<TlsAcceptor>, signer: Signer) -> Self {
         let listener = TcpListener::bind(listen).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             mode: Mutex::new(mode),
-            signer: Signer::load(),
+            signer,
             appraisals: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             headers: Mutex::default(),
@@ -92,6 +99,14 @@ impl FakeAs {
     pub fn url(&self) -> url::Url {
         let scheme = if self.tls { "https" } else { "http" };
         format!("{scheme}://{}/", self.addr).parse().unwrap()
+    }
+    /// The key that it signs with.
+    pub fn jwk(&self) -> Value {
+        self.shared.signer.jwk(false)
+    }
+    /// SHA-256 of it.
+    pub fn pin(&self) -> [u8; 32] {
+        self.shared.signer.pin()
     }
     pub fn set(&self, mode: Mode) {
         *self.shared.mode.lock().unwrap() = mode;

@@ -123,3 +123,34 @@ fn a_verifier_of_passports_needs_a_service_or_anchors() {
     let builtin = "model = \"passport\"\nprovider = \"builtin\"";
     only_error(&verify(builtin), "ingress[0].verify.model", "contradiction");
 }
+
+#[test]
+fn the_grace_is_none_unless_written_and_has_the_bounds_of_a_verdict() {
+    let grace = |lines: &str| good(&verify(&format!("{AS}\n{lines}"))).config.endpoints.remove(0).ra.grace;
+    assert!(grace("").is_zero());
+    for (text, seconds) in [("0s", 0), ("45s", 45), ("10m", 600), ("24h", 86_400)] {
+        assert_eq!(grace(&format!("grace = \"{text}\"")).as_secs(), seconds, "{text}");
+    }
+    let at = "ingress[0].verify.grace";
+    let error = only_error(&verify(&format!("{AS}\ngrace = \"25h\"")), at, "out-of-range");
+    assert_eq!(error.hint.as_deref(), Some("from 0s to 24h"));
+    only_error(&verify(&format!("{AS}\ngrace = \"10\"")), at, "bad-duration");
+}
+
+#[test]
+fn every_file_that_an_endpoint_names_is_known() {
+    let fixture = |name: &str| format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
+    let (ca, quotes) = (fixture("coco/as-ca.pem"), fixture("quotes/tdx_quote_collateral.json"));
+    let files = |text: &str| good(text).config.endpoints.remove(0).files();
+    let of = |names: &[&String]| names.iter().map(std::path::PathBuf::from).collect::<Vec<_>>();
+    let service = format!("as_addr = \"https://as.example/\"\nas_ca = \"{ca}\"\ntrusted_certs = [\"{ca}\"]");
+    assert_eq!(files(&verify(&service)), of(&[&ca, &ca]));
+    let builtin = format!("provider = \"builtin\"\ncollateral = [\"{quotes}\"]\namd_certs = [\"{ca}\"]");
+    assert_eq!(files(&verify(&builtin)), of(&[&quotes, &ca]));
+    assert_eq!(files(&verify(&format!("model = \"passport\"\ntrusted_certs = [\"{ca}\"]"))), of(&[&ca]));
+    let passport = format!(
+        "{AA}\nmodel = \"passport\"\nas_addr = \"https://as.example/\"\nas_ca = \"{ca}\"\npolicy_ids = [\"a\"]"
+    );
+    assert_eq!(files(&attest(&passport)), of(&[&ca]));
+    assert_eq!(files(&verify("provider = \"sample\"\nallow_sample = true")), of(&[]));
+}

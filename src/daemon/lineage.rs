@@ -1,0 +1,64 @@
+//! Whose place an endpoint takes in a reload: its predecessor's open connections are judged by its rules from then on.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::config::{EndpointName, Side};
+use crate::relay::TunnelSide;
+use crate::tls::WeakStandings;
+
+/// An endpoint that a reload brings or leaves.
+pub(super) struct Heir {
+    pub name: EndpointName,
+    pub side: Side,
+    /// Where it listens.
+    pub at: Vec<SocketAddr>,
+    pub tunnel: Arc<dyn TunnelSide>,
+}
+
+/// An endpoint that is there, or was, with the peers of its open connections.
+struct Known {
+    name: EndpointName,
+    side: Side,
+    at: Vec<SocketAddr>,
+    peers: WeakStandings,
+}
+
+impl Known {
+    fn is(&self, heir: &Heir) -> bool {
+        self.name == heir.name && self.side == heir.side
+    }
+
+    /// Renamed, as far as anybody can tell: it takes connections of the same kind in the same place.
+    fn is_where(&self, heir: &Heir) -> bool {
+        self.side == heir.side && self.at.iter().any(|addr| heir.at.contains(addr))
+    }
+}
+
+/// All endpoints whose connections may still be open, also removed ones: another reload may bring them back.
+#[derive(Default)]
+pub(super) struct Lineage(Mutex<Vec<Known>>);
+
+impl Lineage {
+    /// `heirs` are all endpoints there are now. Who has no heir keeps the rules it had.
+    pub(super) fn hand_over(&self, heirs: &[Heir]) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|k| k.peers.upgrade().is_some());
+        let mut now = Vec::new();
+        for heir in heirs {
+            let of_its_name = known.iter().position(|k| k.is(heir));
+            let renamed = || known.iter().position(|k| k.is_where(heir) && !heirs.iter().any(|h| k.is(h)));
+            let former = of_its_name.or_else(renamed).and_then(|at| known.swap_remove(at).peers.upgrade());
+            if let (Some(former), Some(own)) = (former, heir.tunnel.peers())
+                && !former.are(&own)
+            {
+                heir.tunnel.take_over(&former);
+            }
+            if let Some(peers) = heir.tunnel.peers() {
+                let Heir { name, side, at, .. } = heir;
+                now.push(Known { name: name.clone(), side: *side, at: at.clone(), peers: peers.downgrade() });
+            }
+        }
+        known.append(&mut now);
+    }
+}
