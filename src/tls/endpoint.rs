@@ -288,8 +288,11 @@ impl EndpointTls {
             verify: self.appraisal.as_ref().map(|a| a.status()),
             as_calls: self.appraisal.as_ref().map_or(0, |a| a.verifier.calls()),
             as_failovers: self.appraisal.as_ref().map_or(0, |a| a.verifier.failovers()),
+            as_latency: self.appraisal.as_ref().and_then(|a| a.verifier.latency()),
             cache_hits: self.appraisal.as_ref().map_or(0, |a| a.cache.hits()) + resumed,
             aa_calls: self.proving.as_ref().map_or(0, |p| p.attester.calls()),
+            aa_latency: self.proving.as_ref().and_then(|p| p.attester.latency()),
+            token_latency: self.proving.as_ref().and_then(|p| p.attester.token_latency()),
             require_session_binding: self.require_session_binding,
             session_bound: self.counts.session.load(Ordering::Relaxed),
             session_resumed: resumed,
@@ -311,6 +314,7 @@ impl EndpointTls {
             error: now.failure.as_ref().map(ToString::to_string),
             evidence_age: now.age.map(|a| a.as_secs()),
             evidence_left: now.left.map(|l| l.as_secs()),
+            token_age: now.token_issued.map(|at| self.clock.now().duration_since(at).unwrap_or_default().as_secs()),
             evidence_took_ms: now.took.map(|t| t.as_millis() as u64),
             certificate_expires: now.not_after.map(unix),
             last_failure: now.last.map(|f| FailureStatus {
@@ -364,6 +368,7 @@ impl Appraisal {
             trust_anchor: self.verifier.trust_anchor(),
             allow_sample: self.allow_sample,
             services: self.verifier.services(),
+            collateral: self.verifier.collateral(),
         }
     }
 }

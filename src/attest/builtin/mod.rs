@@ -26,6 +26,7 @@ use crate::config::{Builtin, Mark, Reference, Seen};
 
 pub use collateral::problem as collateral_problem;
 pub use error::BuiltinError;
+pub use store::CollateralStatus;
 
 /// Claims of a verdict, at most, and characters of one.
 const MAX_CLAIMS: usize = 64;
@@ -211,6 +212,9 @@ impl Verifier for BuiltinVerifier {
     }
     fn calls(&self) -> u64 {
         self.quotes.calls() + self.snp.calls()
+    }
+    fn collateral(&self) -> Option<CollateralStatus> {
+        self.quotes.collateral()
     }
     fn provider(&self) -> &'static str {
         "builtin"
