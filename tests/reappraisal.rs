@@ -67,7 +67,7 @@ fn with_passport(service: &FakeAs) -> Ra {
 
 fn verify(provider: VerifyProvider, policy: &str) -> Verify {
     let policy_ids = vec![policy.into()];
-    Verify { provider, policy_ids, allow_sample: true, verdict_ttl: TTL, model: Model::BackgroundCheck }
+    Verify { provider, policy_ids, allow_sample: true, verdict_ttl: TTL, model: Model::BackgroundCheck, rego: None }
 }
 
 /// Demands that `service` affirms the peer under `policy`.

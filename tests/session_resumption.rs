@@ -188,7 +188,8 @@ async fn a_reload_of_either_side_ends_tickets() {
 
 #[tokio::test]
 async fn without_tickets_each_connection_makes_a_full_handshake() {
-    let make = |ra| EndpointTls::without_tickets(&config(ra, Duration::from_secs(5)), Arc::new(SystemClock)).unwrap();
+    let make =
+        |ra| EndpointTls::without_resumption(&config(ra, Duration::from_secs(5)), Arc::new(SystemClock)).unwrap();
     for client_has_none in [true, false] {
         let (without, with) = (make(mutual()), endpoint(mutual()));
         let (place, (client, server)) =

@@ -5,11 +5,24 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 /// Claims kept of one verdict.
-const MAX_CLAIMS: usize = 32;
+const MAX_CLAIMS: usize = 64;
 /// Longest name kept, characters.
 const MAX_NAME: usize = 64;
 /// Longest value kept, characters: a SHA-512 in hexadecimal.
 const MAX_VALUE: usize = 128;
+/// Prefix of the names of what the policy found.
+const VECTOR: &str = "ar4si.";
+/// Members of the trustworthiness vector.
+const VECTOR_NAMES: [&str; 8] = [
+    "instance-identity",
+    "configuration",
+    "executables",
+    "file-system",
+    "hardware",
+    "runtime-opaque",
+    "storage-opaque",
+    "sourced-data",
+];
 /// Deepest nesting followed.
 const MAX_DEPTH: usize = 6;
 
@@ -19,6 +32,30 @@ pub fn printable(value: &Value) -> BTreeMap<String, String> {
     let mut out = BTreeMap::new();
     collect(String::new(), value, 0, &mut out);
     out
+}
+
+/// Claims of a token's submodule: those of its TEE, and what the policy made of them (AR4SI's trustworthiness vector,
+/// draft-ietf-rats-ar4si, section 2.3) as `ar4si.NAME`, which no claim of the TEE can take the place of.
+pub fn of_submod(submod: Option<&Value>, tee: Option<&Value>) -> BTreeMap<String, String> {
+    let mut out = tee.map(printable).unwrap_or_default();
+    out.retain(|name, _| !name.starts_with(VECTOR));
+    let vector = submod.and_then(|s| s.get("ear.trustworthiness-vector"));
+    for name in VECTOR_NAMES {
+        if let Some(value) = vector.and_then(|v| v.get(name)).and_then(Value::as_i64) {
+            out.insert(format!("{VECTOR}{name}"), format!("{} ({value})", tier(value)));
+        }
+    }
+    out
+}
+
+/// The tier that a value of the vector belongs to (section 2.3.2).
+fn tier(value: i64) -> &'static str {
+    match value {
+        -1..=1 => "none",
+        2..=31 | -32..=-2 => "affirming",
+        32..=95 | -96..=-33 => "warning",
+        _ => "contraindicated",
+    }
 }
 
 fn collect(path: String, value: &Value, depth: usize, out: &mut BTreeMap<String, String>) {
@@ -68,6 +105,31 @@ mod tests {
             ("platform_version.minor", "4"),
         ];
         assert_eq!(shown, wanted);
+    }
+
+    #[test]
+    fn what_the_policy_found_stands_beside_the_claims_and_cannot_be_forged_by_them() {
+        let submod = json!({
+            "ear.status": "affirming",
+            "ear.trustworthiness-vector": {
+                "hardware": 2, "executables": 33, "file-system": 0, "configuration": -128, "runtime-opaque": "2", "x": 2
+            },
+        });
+        let tee = json!({ "launch_digest": "abcde", "ar4si": { "hardware": "affirming (3)", "sourced-data": "2" } });
+        let claims = of_submod(Some(&submod), Some(&tee));
+        let shown: Vec<_> = claims.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let wanted = [
+            ("ar4si.configuration", "contraindicated (-128)"),
+            ("ar4si.executables", "warning (33)"),
+            ("ar4si.file-system", "none (0)"),
+            ("ar4si.hardware", "affirming (2)"),
+            ("launch_digest", "abcde"),
+        ];
+        assert_eq!(shown, wanted);
+        assert!(of_submod(None, None).is_empty());
+        let many: serde_json::Map<_, _> = (0..1000).map(|n| (format!("c{n}"), json!(n))).collect();
+        let claims = of_submod(Some(&submod), Some(&Value::Object(many)));
+        assert_eq!((claims.len(), claims["ar4si.hardware"].as_str()), (MAX_CLAIMS + 4, "affirming (2)"));
     }
 
     #[test]

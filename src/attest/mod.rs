@@ -15,6 +15,7 @@ mod error;
 mod evidence;
 pub mod host;
 mod jwk;
+mod latency;
 mod passport;
 pub mod rego;
 mod sample;
@@ -34,7 +35,7 @@ pub use asr::AsrAttester;
 pub(crate) use binding::{EXPORTER, NONCE, PUBKEY_HASH};
 pub use binding::{RuntimeData, json_contains};
 pub(crate) use builtin::collateral_problem;
-pub use builtin::{BuiltinError, BuiltinVerifier, Look, look};
+pub use builtin::{BuiltinError, BuiltinVerifier, CollateralStatus, Look, look};
 pub use cache::{CacheKey, VerdictCache};
 pub(crate) use claims::printable as printable_claims;
 pub use clock::{Clock, SystemClock};
@@ -43,6 +44,7 @@ pub use devices::Devices;
 pub(crate) use devices::bound as bound_devices;
 pub use error::{AsStatus, AttestError, VerifyError};
 pub use evidence::{EVIDENCE_OID, Evidence, EvidenceError};
+pub use latency::{BOUNDS as LATENCY_BOUNDS, Latency, LatencyStatus, Measured, TimedAttester};
 pub use passport::{PassportAttester, TokenIssuer, TokenVerifier};
 pub use sample::{SampleAttester, SampleVerifier, is_sample_tee};
 pub use service::{AsSeen, AsVerifier, ServiceStatus};
@@ -65,7 +67,8 @@ pub struct Verdict {
     pub status: String,
     /// Devices that were appraised together with the TEE and are bound to the same key, by kbs-types name.
     pub devices: Vec<String>,
-    /// What the appraisal found, for people: at most 32 claims of the TEE, printable, shortened.
+    /// What the appraisal found, for people: claims of the TEE, printable and bounded in size and number, and what the
+    /// policy of an attestation service made of them (`ar4si.NAME`).
     pub claims: BTreeMap<String, String>,
     /// When it was made.
     pub appraised_at: SystemTime,
@@ -104,6 +107,14 @@ pub trait Attester: Send + Sync {
     fn calls(&self) -> u64;
     /// Name of the provider, as in the configuration.
     fn provider(&self) -> &'static str;
+    /// How long the source outside this process took for evidence; absent when there is none.
+    fn latency(&self) -> Option<LatencyStatus> {
+        None
+    }
+    /// How long an attestation service took for a token about it (passport).
+    fn token_latency(&self) -> Option<LatencyStatus> {
+        None
+    }
 }
 
 /// Somebody who can say what evidence is worth.
@@ -130,5 +141,13 @@ pub trait Verifier: Send + Sync {
     /// How often one of them gave way to the next.
     fn failovers(&self) -> u64 {
         0
+    }
+    /// How long that service took for an appraisal; absent when there is none.
+    fn latency(&self) -> Option<LatencyStatus> {
+        None
+    }
+    /// Dates of what the vendor of a TEE signs about it, where the appraisal is made in process.
+    fn collateral(&self) -> Option<CollateralStatus> {
+        None
     }
 }

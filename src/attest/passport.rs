@@ -7,8 +7,8 @@ use async_trait::async_trait;
 
 use super::anchors::Anchors;
 use super::{
-    AttestError, Attester, Clock, Credential, Evidence, RuntimeData, Verdict, Verifier, VerifyError, json_contains,
-    token,
+    AttestError, Attester, Clock, Credential, Evidence, LatencyStatus, RuntimeData, Verdict, Verifier, VerifyError,
+    json_contains, token,
 };
 use crate::config::TrustedSigners;
 
@@ -17,6 +17,10 @@ use crate::config::TrustedSigners;
 pub trait TokenIssuer: Send + Sync {
     /// A token about `evidence`. Bounded by the issuer's own deadline.
     async fn issue(&self, evidence: &Evidence) -> Result<String, VerifyError>;
+    /// How long it took.
+    fn latency(&self) -> Option<LatencyStatus> {
+        None
+    }
 }
 
 /// Shows the token of an attestation service instead of its evidence.
@@ -67,6 +71,12 @@ impl Attester for PassportAttester {
     }
     fn provider(&self) -> &'static str {
         self.inner.provider()
+    }
+    fn latency(&self) -> Option<LatencyStatus> {
+        self.inner.latency()
+    }
+    fn token_latency(&self) -> Option<LatencyStatus> {
+        self.issuer.latency()
     }
 }
 

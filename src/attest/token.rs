@@ -58,6 +58,8 @@ fn part<T: serde::de::DeserializeOwned>(text: &str, what: &'static str) -> Resul
 pub struct Glance {
     /// Its end.
     pub expires_at: SystemTime,
+    /// When it was made, if it says so.
+    pub issued_at: Option<SystemTime>,
     /// Runtime data of the TEE, where an EAR has it.
     pub runtime_data: Option<Value>,
 }
@@ -71,7 +73,8 @@ pub fn glance(token: &str) -> Result<Glance, VerifyError> {
     let expires_at = claims.get("exp").and_then(Value::as_u64).and_then(from_unix);
     let expires_at = expires_at.ok_or(VerifyError::TokenMalformed("no end"))?;
     let runtime_data = claims.pointer("/submods/cpu0/ear.veraison.annotated-evidence/runtime_data_claims").cloned();
-    Ok(Glance { expires_at, runtime_data })
+    let issued_at = claims.get("iat").and_then(Value::as_u64).and_then(from_unix);
+    Ok(Glance { expires_at, issued_at, runtime_data })
 }
 
 /// Header and claims of `token`, believed by nobody: for people.
@@ -233,7 +236,7 @@ fn appraised(
     let tee = tees.into_iter().find(|(cpu, _)| *cpu).map(|(_, t)| t);
     let tee = tee.ok_or(VerifyError::TokenMalformed("no submodule cpu0"))?;
     Ok(Verdict {
-        claims: cpu.get(&tee).map(claims::printable).unwrap_or_default(),
+        claims: claims::of_submod(submods.get("cpu0"), cpu.get(&tee)),
         status: "affirming".into(),
         devices,
         tee,

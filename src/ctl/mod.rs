@@ -7,6 +7,7 @@ pub mod doctor;
 mod instances;
 mod kernel;
 mod local;
+mod peers;
 mod status;
 mod style;
 pub mod verify;

@@ -2,7 +2,21 @@
 
 use crate::daemon::{ClosingView, EndpointView, State, StatusReport};
 
+use super::peers;
 use super::style::{Style, human_age, human_bytes, printable, table};
+
+/// Lines shown of one problem: a file with many errors has its own command, `tngctl check`.
+const MAX_PROBLEM_LINES: usize = 12;
+
+/// A text of several lines (an error with its hint) as lines, printable, none empty, the later ones indented.
+fn lines(text: &str, most: usize) -> Vec<String> {
+    let all: Vec<_> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let more = all.len().saturating_sub(most);
+    let mut shown: Vec<_> = all.into_iter().take(most).map(printable).collect();
+    shown.iter_mut().skip(1).for_each(|line| line.insert_str(0, "  "));
+    shown.extend((more > 0).then(|| format!("  ... and {more} more lines")));
+    shown
+}
 
 /// One instance's status as text; `now` in seconds since 1970.
 pub(super) fn render(report: &StatusReport, style: Style, now: u64) -> String {
@@ -22,11 +36,15 @@ pub(super) fn render(report: &StatusReport, style: Style, now: u64) -> String {
         human_age(now.saturating_sub(report.config_loaded_at)),
     );
     for problem in &report.problems {
-        text.push_str(&format!("  {}\n", style.red(&format!("DEGRADED: {}", printable(problem)))));
+        for line in lines(&format!("DEGRADED: {problem}"), MAX_PROBLEM_LINES) {
+            text.push_str(&format!("  {}\n", style.red(&line)));
+        }
     }
     if let Some(error) = &report.last_reload_error {
-        let line = format!("last reload was refused, the old configuration goes on: {}", printable(error));
-        text.push_str(&format!("  {}\n", style.yellow(&line)));
+        let said = format!("last reload was refused, the old configuration goes on: {error}");
+        for line in lines(&said, MAX_PROBLEM_LINES) {
+            text.push_str(&format!("  {}\n", style.yellow(&line)));
+        }
     }
     for endpoint in &report.endpoints {
         text.push_str(&endpoint_text(report, endpoint, style, now));
@@ -56,32 +74,10 @@ fn endpoint_text(report: &StatusReport, endpoint: &EndpointView, style: Style, n
         vec!["bytes".into(), format!("{} up, {} down", human_bytes(c.bytes_up), human_bytes(c.bytes_down))],
     ];
     rows.extend(service_rows(&endpoint.attestation, now));
-    for v in &endpoint.verdicts {
-        let left = match v.expires_at.checked_sub(now) {
-            Some(left) => format!("ends in {}", human_age(left)),
-            None => "ended".to_owned(),
-        };
-        let age = human_age(now.saturating_sub(v.appraised_at));
-        let policy = match v.policy_ids.join(",") {
-            none if none.is_empty() => none,
-            ids => format!(" under policy {}", printable(&ids)),
-        };
-        let devices = v.devices.iter().map(|d| format!(" with {}", printable(d))).collect::<String>();
-        let line = format!(
-            "{} is {}{devices} by {}{policy}, made {age} ago, {left}{}{}",
-            printable(&v.peer),
-            printable(&v.tee),
-            printable(&v.verifier),
-            if v.binding == "session" { ", bound to the session" } else { "" },
-            v.closing.as_ref().map(|c| format!("; connections {}", closing(c))).unwrap_or_default(),
-        );
-        rows.push(vec!["verdict".into(), line]);
-    }
-    if let Some(r) = &endpoint.last_refusal {
-        let age = human_age(now.saturating_sub(r.when));
-        let line = format!("{} {age} ago, {}: {}", printable(&r.reason), printable(&r.peer), printable(&r.detail));
-        rows.push(vec!["refused".into(), line]);
-    }
+    rows.extend(peers::latency_rows(&endpoint.attestation));
+    rows.push(peers::collateral_row(&endpoint.attestation, now));
+    rows.extend(peers::verdict_rows(endpoint, now));
+    rows.extend(peers::refusal_rows(endpoint, now));
     rows.retain(|row| !row.is_empty());
     text.push_str(&table(&rows, "    "));
     let mut loud = |line: &str| text.push_str(&format!("    {}\n", style.red(line)));
@@ -164,5 +160,23 @@ fn kernel_row(report: &StatusReport, endpoint: &str) -> Vec<String> {
             vec!["kernel".into(), line]
         }
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_of_several_lines_stays_readable() {
+        let problem = "DEGRADED: tngd: /etc/tng/x.toml:2:1: unknown field\n  hint: remove it\n\n\u{1b}[31mred\n";
+        let shown = lines(problem, 9);
+        assert_eq!(
+            shown,
+            ["DEGRADED: tngd: /etc/tng/x.toml:2:1: unknown field", "    hint: remove it", "  \u{fffd}[31mred"]
+        );
+        let many = "line\n".repeat(40);
+        let shown = lines(&many, 12);
+        assert_eq!((shown.len(), shown[12].as_str()), (13, "  ... and 28 more lines"));
     }
 }

@@ -25,8 +25,9 @@ use super::lineage::{Heir, Lineage};
 use super::listeners::BoundListener;
 use super::memory::give_memory_back;
 use super::metrics::Metrics;
+use super::scraped::Reading;
 use super::stats::EndpointStats;
-use super::status::{ConnectionsReport, EndpointView, ListenerView};
+use super::status::{ConnectionsReport, EndpointView, ListenerView, unix_seconds};
 use super::worker::{Listening, Worker};
 
 /// How long aborted connections may take to write their records.
@@ -328,10 +329,14 @@ impl DataPlane {
     /// # Errors
     /// As [`Metrics::encode`].
     pub fn metrics_text(&self) -> Result<String, std::fmt::Error> {
-        for worker in self.workers() {
+        let read = |worker: &Arc<Worker>| {
             let runtime = worker.runtime();
-            self.metrics.attestation(worker.name.as_str(), runtime.endpoint.side, &runtime.tunnel.status());
-        }
+            let (endpoint, side) = (worker.name.to_string(), runtime.endpoint.side);
+            let (status, verdict_age) = (runtime.tunnel.status(), runtime.stats.verdict_age());
+            self.metrics.attestation(&endpoint, side, &status);
+            Reading { endpoint, side: side.to_string(), status, verdict_age, now: unix_seconds(SystemTime::now()) }
+        };
+        self.metrics.read(self.workers().iter().map(read).collect());
         self.metrics.encode()
     }
 

@@ -47,7 +47,9 @@ impl EndpointView {
                 || verify.as_ref().is_some_and(|v| v.allow_sample),
             counters: stats.counters(),
             verdicts: stats.verdicts(),
-            last_refusal: stats.last_refusal(),
+            last_refusal: stats.refusals.last(),
+            refusals: stats.refusals.by_peer(),
+            refused: stats.refusals.by_reason(),
             attestation,
         }
     }

@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::scraped::{Reading, Scraped};
 use crate::config::Side;
 
 /// Upper bounds of the handshake histogram, in seconds: a resumed handshake takes about one
@@ -68,8 +69,8 @@ pub struct Metrics {
     refused: Family<ReasonLabels, Counter>,
     accept_errors: Family<ReasonLabels, Counter>,
     active: Family<EndpointLabels, Gauge>,
-    evidence_age: Family<EndpointLabels, Gauge>,
     closing: Family<EndpointLabels, Gauge>,
+    scraped: Scraped,
     bytes: Family<DirectionLabels, Counter>,
     handshake: Family<EndpointLabels, Histogram, fn() -> Histogram>,
 }
@@ -83,8 +84,8 @@ impl Metrics {
             refused: Family::default(),
             accept_errors: Family::default(),
             active: Family::default(),
-            evidence_age: Family::default(),
             closing: Family::default(),
+            scraped: Scraped::default(),
             attestation: Family::default(),
             bytes: Family::default(),
             handshake: Family::new_with_constructor(|| Histogram::new(HANDSHAKE_BUCKETS)),
@@ -105,12 +106,6 @@ impl Metrics {
             new.closing.clone(),
         );
         registry.register_with_unit(
-            "evidence_age",
-            "Age of the evidence that this side shows",
-            Unit::Seconds,
-            new.evidence_age.clone(),
-        );
-        registry.register_with_unit(
             "relayed",
             "Application bytes relayed, by direction",
             Unit::Bytes,
@@ -122,6 +117,7 @@ impl Metrics {
             Unit::Seconds,
             new.handshake.clone(),
         );
+        registry.register_collector(Box::new(new.scraped.clone()));
         Self { registry, ..new }
     }
 
@@ -157,10 +153,11 @@ impl Metrics {
             let labels = EndpointLabels { endpoint: endpoint.to_owned(), side: side.to_string() };
             self.closing.get_or_create(&labels).set(closing);
         }
-        if let Some(age) = status.pointer("/attest/evidence_age").and_then(serde_json::Value::as_i64) {
-            let labels = EndpointLabels { endpoint: endpoint.to_owned(), side: side.to_string() };
-            self.evidence_age.get_or_create(&labels).set(age);
-        }
+    }
+
+    /// Takes over what all endpoints measured, and the ages of what they have now.
+    pub fn read(&self, readings: Vec<Reading>) {
+        self.scraped.set(readings);
     }
 
     /// The exposition text.

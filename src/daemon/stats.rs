@@ -11,12 +11,11 @@ use crate::relay::PeerAddr;
 use crate::tls::{Binding, CurrentVerdict};
 
 use super::metrics::{EndpointMetrics, Metrics};
-use super::status::{Counters, RefusalView, VerdictView, unix_seconds};
+use super::refusals::Refusals;
+use super::status::{Counters, VerdictView};
 
 /// Peers whose last verdict is kept; beyond it the one seen longest ago is forgotten.
 const MAX_PEERS: usize = 64;
-/// Bytes kept of a refusal's detail, part of which came from the network.
-const MAX_DETAIL: usize = 512;
 
 /// Counters of one endpoint.
 pub struct EndpointStats {
@@ -29,7 +28,8 @@ pub struct EndpointStats {
     total: AtomicU64,
     open: AtomicU64,
     refused: AtomicU64,
-    last_refusal: Mutex<Option<RefusalView>>,
+    /// Who was refused and why.
+    pub refusals: Refusals,
     verdicts: Mutex<HashMap<IpAddr, (SystemTime, CurrentVerdict, Binding)>>,
 }
 
@@ -44,7 +44,7 @@ impl EndpointStats {
             total: AtomicU64::new(0),
             open: AtomicU64::new(0),
             refused: AtomicU64::new(0),
-            last_refusal: Mutex::default(),
+            refusals: Refusals::default(),
             verdicts: Mutex::default(),
         })
     }
@@ -64,12 +64,7 @@ impl EndpointStats {
         if let Some((peer, detail)) = refusal {
             self.refused.fetch_add(1, Ordering::Relaxed);
             self.metrics.refused(reason);
-            *self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(RefusalView {
-                reason: reason.to_owned(),
-                when: unix_seconds(SystemTime::now()),
-                peer: peer.to_string(),
-                detail: detail.chars().take(MAX_DETAIL).collect(),
-            });
+            self.refusals.note(peer, reason, detail);
         }
     }
 
@@ -102,9 +97,13 @@ impl EndpointStats {
         }
     }
 
-    /// The last refusal, if there was one.
-    pub fn last_refusal(&self) -> Option<RefusalView> {
-        self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Age of the oldest verdict that is in force, seconds.
+    pub fn verdict_age(&self) -> Option<u64> {
+        let verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = SystemTime::now();
+        let made = verdicts.values().map(|(_, verdict, _)| verdict.load());
+        let oldest = made.filter(|v| v.expires_at > now).map(|v| v.appraised_at).min()?;
+        Some(now.duration_since(oldest).unwrap_or_default().as_secs())
     }
 
     /// The last verdict of each peer, newest first.

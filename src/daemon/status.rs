@@ -1,5 +1,6 @@
 //! What `/status` and `/connections` answer; `tngctl` reads the same types.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -120,6 +121,12 @@ pub struct EndpointView {
     pub verdicts: Vec<VerdictView>,
     /// Last refusal.
     pub last_refusal: Option<RefusalView>,
+    /// Last refusal of each peer, newest first, at most 64.
+    #[serde(default)]
+    pub refusals: Vec<PeerRefusals>,
+    /// Connections refused since the daemon started, by reason.
+    #[serde(default)]
+    pub refused: BTreeMap<String, u64>,
     /// State of the attestation, as its providers describe it.
     pub attestation: serde_json::Value,
 }
@@ -156,7 +163,7 @@ pub struct VerdictView {
     pub devices: Vec<String>,
     /// What the appraisal found, printable and bounded.
     #[serde(default)]
-    pub claims: std::collections::BTreeMap<String, String>,
+    pub claims: BTreeMap<String, String>,
     /// Policies it was appraised under.
     pub policy_ids: Vec<String>,
     /// Who appraised.
@@ -172,6 +179,12 @@ pub struct VerdictView {
     pub appraised_at: u64,
     /// When it ends, in seconds since 1970.
     pub expires_at: u64,
+    /// Its age when it was shown, seconds.
+    #[serde(default)]
+    pub age: u64,
+    /// Seconds it had left then; 0: it has ended.
+    #[serde(default)]
+    pub left: u64,
     /// The peer has failed since, and its open connections are about to be closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closing: Option<ClosingView>,
@@ -181,6 +194,8 @@ impl VerdictView {
     /// The verdict as shown.
     pub fn new(peer: IpAddr, seen: SystemTime, current: &CurrentVerdict, binding: Binding) -> Self {
         let verdict: &Verdict = &current.load();
+        let now = unix_seconds(SystemTime::now());
+        let (appraised_at, expires_at) = (unix_seconds(verdict.appraised_at), unix_seconds(verdict.expires_at));
         Self {
             closing: current.closing().map(Into::into),
             peer: peer.to_string(),
@@ -194,8 +209,10 @@ impl VerdictView {
             trust_anchor: verdict.trust_anchor.clone(),
             sample: verdict.sample,
             binding: binding.word().to_owned(),
-            appraised_at: unix_seconds(verdict.appraised_at),
-            expires_at: unix_seconds(verdict.expires_at),
+            appraised_at,
+            expires_at,
+            age: now.saturating_sub(appraised_at),
+            left: expires_at.saturating_sub(now),
         }
     }
 }
@@ -229,6 +246,17 @@ pub struct RefusalView {
     pub peer: String,
     /// In words.
     pub detail: String,
+}
+
+/// Refusals of one peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerRefusals {
+    /// Its address.
+    pub peer: String,
+    /// How many, since it was last forgotten for others.
+    pub count: u64,
+    /// The newest.
+    pub last: RefusalView,
 }
 
 /// The answer of `/connections`.

@@ -62,6 +62,8 @@ mod tests {
             counters,
             verdicts: Vec::new(),
             last_refusal: last.map(reason),
+            refusals: Vec::new(),
+            refused: Default::default(),
             attestation: serde_json::Value::Null,
         }
     }

@@ -30,6 +30,8 @@ pub struct Made {
     pub spki: Vec<u8>,
     /// notAfter.
     pub not_after: SystemTime,
+    /// When the token in it was made, by its own word.
+    pub token_issued: Option<SystemTime>,
 }
 
 fn failed(e: impl std::fmt::Display) -> AttestError {
@@ -40,16 +42,18 @@ fn failed(e: impl std::fmt::Display) -> AttestError {
 pub async fn attested(attester: &dyn Attester, now: SystemTime) -> Result<Made, AttestError> {
     let key = new_key()?;
     let credential = attester.credential(&RuntimeData::for_key(&key.subject_public_key_info())).await?;
-    let validity = match &credential {
-        Credential::Evidence(_) => VALIDITY,
+    let (validity, token_issued) = match &credential {
+        Credential::Evidence(_) => (VALIDITY, None),
         // A certificate must not promise more than the token in it.
         Credential::Token(token) => {
-            let ends = token_glance(token).map_err(AttestError::Passport)?.expires_at;
-            ends.duration_since(now).map_err(|_| AttestError::Passport(VerifyError::TokenExpired))?.min(VALIDITY)
+            let token = token_glance(token).map_err(AttestError::Passport)?;
+            let left = token.expires_at.duration_since(now);
+            let left = left.map_err(|_| AttestError::Passport(VerifyError::TokenExpired))?;
+            (left.min(VALIDITY), token.issued_at)
         }
     };
     let extension = CustomExtension::from_oid_content(EVIDENCE_OID, credential.to_extension());
-    build(key, Some(extension), now, validity)
+    Ok(Made { token_issued, ..build(key, Some(extension), now, validity)? })
 }
 
 /// A new key and a certificate without evidence, for a side that must show one and does not attest.
@@ -85,7 +89,7 @@ fn build(
     if der.len() > PEERS_LIMIT {
         tracing::warn!(bytes = der.len(), "certificate with evidence is larger than most peers accept");
     }
-    Ok(Made { certified: Arc::new(certified(der, key)?), spki, not_after })
+    Ok(Made { certified: Arc::new(certified(der, key)?), spki, not_after, token_issued: None })
 }
 
 fn certified(der: CertificateDer<'static>, key: KeyPair) -> Result<CertifiedKey, AttestError> {

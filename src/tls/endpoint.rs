@@ -102,11 +102,6 @@ impl EndpointTls {
         Self::speaking(endpoint, clock, &bind::protocols(&endpoint.ra), true)
     }
 
-    /// The same for an endpoint whose every connection makes a full handshake.
-    pub fn without_tickets(endpoint: &Endpoint, clock: Arc<dyn Clock>) -> Result<Arc<Self>, ChannelError> {
-        Self::speaking(endpoint, clock, &bind::protocols(&endpoint.ra), false)
-    }
-
     /// The same for an endpoint that speaks RATS-TLS alone, as one of TNG 2.8 does.
     pub fn rats_tls_only(endpoint: &Endpoint, clock: Arc<dyn Clock>) -> Result<Arc<Self>, ChannelError> {
         Self::speaking(endpoint, clock, &(vec![Alpn::RatsTls], vec![Alpn::RatsTls, Alpn::H2]), false)
@@ -114,7 +109,7 @@ impl EndpointTls {
 
     /// The same for an endpoint whose connections each take a handshake of their own: none is in a resumed TLS session.
     pub fn without_resumption(endpoint: &Endpoint, clock: Arc<dyn Clock>) -> Result<Arc<Self>, ChannelError> {
-        Self::speaking(endpoint, clock, &bind::protocols(&endpoint.ra))
+        Self::speaking(endpoint, clock, &bind::protocols(&endpoint.ra), false)
     }
 
     fn speaking(
@@ -349,8 +344,11 @@ impl EndpointTls {
             verify: self.appraisal.as_ref().map(|a| a.status()),
             as_calls: self.appraisal.as_ref().map_or(0, |a| a.verifier.calls()),
             as_failovers: self.appraisal.as_ref().map_or(0, |a| a.verifier.failovers()),
+            as_latency: self.appraisal.as_ref().and_then(|a| a.verifier.latency()),
             cache_hits: self.appraisal.as_ref().map_or(0, |a| a.cache.hits()) + confirmed + resumed,
             aa_calls: self.proving.as_ref().map_or(0, |p| p.attester.calls()),
+            aa_latency: self.proving.as_ref().and_then(|p| p.attester.latency()),
+            token_latency: self.proving.as_ref().and_then(|p| p.attester.token_latency()),
             require_session_binding: self.require_session_binding,
             session_bound: session,
             session_confirmed: confirmed,
@@ -374,6 +372,7 @@ impl EndpointTls {
             error: now.failure.as_ref().map(ToString::to_string),
             evidence_age: now.age.map(|a| a.as_secs()),
             evidence_left: now.left.map(|l| l.as_secs()),
+            token_age: now.token_issued.map(|at| self.clock.now().duration_since(at).unwrap_or_default().as_secs()),
             evidence_took_ms: now.took.map(|t| t.as_millis() as u64),
             certificate_expires: now.not_after.map(unix),
             last_failure: now.last.map(|f| FailureStatus {
@@ -432,6 +431,7 @@ impl Appraisal {
             trust_anchor: self.verifier.trust_anchor(),
             allow_sample: self.allow_sample,
             services: self.verifier.services(),
+            collateral: self.verifier.collateral(),
         }
     }
 }

@@ -31,6 +31,7 @@ const MAX_NAP: Duration = Duration::from_secs(30);
 struct Identity {
     shown: Arc<Fixed>,
     not_after: SystemTime,
+    token_issued: Option<SystemTime>,
     born: Instant,
     fresh_until: Instant,
     /// How long it took to get.
@@ -42,7 +43,14 @@ impl Identity {
     fn new(made: &Made, born: Instant, asked_at: SystemTime, interval: Duration) -> Self {
         let valid = made.not_after.duration_since(asked_at).unwrap_or_default();
         let fresh_until = born + interval.min(valid);
-        Self { shown: Fixed::of(made), not_after: made.not_after, born, fresh_until, took: born.elapsed() }
+        Self {
+            shown: Fixed::of(made),
+            not_after: made.not_after,
+            token_issued: made.token_issued,
+            born,
+            fresh_until,
+            took: born.elapsed(),
+        }
     }
 
     /// When newer evidence is to be asked for.
@@ -174,6 +182,8 @@ pub struct Condition {
     pub took: Option<Duration>,
     /// End of the certificate shown.
     pub not_after: Option<SystemTime>,
+    /// When the token in it was made.
+    pub token_issued: Option<SystemTime>,
     /// The newest failure, also when it is over.
     pub last: Option<Failed>,
     /// Failures since the start.
@@ -235,6 +245,7 @@ impl IdentityStore {
             left: shown.map(|i| i.fresh_until.saturating_duration_since(Instant::now())),
             took: shown.map(|i| i.took),
             not_after: shown.map(|i| i.not_after),
+            token_issued: shown.and_then(|i| i.token_issued),
             failure: state.failure,
             last: state.last,
             failures: state.failures,

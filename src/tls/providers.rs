@@ -8,7 +8,7 @@ use crate::attest::host::{DirectAttester, HelperAttester};
 use crate::attest::rego::Policy;
 use crate::attest::{
     AaAttester, AsVerifier, AsrAttester, Attester, BuiltinVerifier, Clock, PassportAttester, SampleAttester,
-    SampleVerifier, TokenVerifier, Verifier,
+    SampleVerifier, TimedAttester, TokenVerifier, Verifier,
 };
 use crate::config::{Attest, AttestProvider, DEFAULT_INGRESS_MARK, Endpoint, Mark, Mode, Side, Verify, VerifyProvider};
 
@@ -24,10 +24,10 @@ pub(super) fn attester(
     let (devices, mark) = (attest.additional_evidence, service_mark(endpoint));
     let evidence: Arc<dyn Attester> = match &attest.provider {
         AttestProvider::Sample => Arc::new(SampleAttester),
-        AttestProvider::Aa { socket } => Arc::new(AaAttester::new(socket, deadline).with_additional(devices)),
-        AttestProvider::Helper { socket, provider } => Arc::new(HelperAttester::new(socket, *provider, deadline)),
-        AttestProvider::Direct(source) => Arc::new(DirectAttester::new(source.clone(), deadline)),
-        AttestProvider::Asr { addr } => Arc::new(AsrAttester::new(addr, devices, mark, deadline).map_err(setup)?),
+        AttestProvider::Aa { socket } => timed(AaAttester::new(socket, deadline).with_additional(devices)),
+        AttestProvider::Helper { socket, provider } => timed(HelperAttester::new(socket, *provider, deadline)),
+        AttestProvider::Direct(source) => timed(DirectAttester::new(source.clone(), deadline)),
+        AttestProvider::Asr { addr } => timed(AsrAttester::new(addr, devices, mark, deadline).map_err(setup)?),
     };
     Ok(match &attest.passport {
         None => evidence,
@@ -37,6 +37,10 @@ pub(super) fn attester(
             Arc::new(PassportAttester::new(evidence, Arc::new(issuer), clock, deadline))
         }
     })
+}
+
+fn timed(attester: impl Attester + 'static) -> Arc<dyn Attester> {
+    Arc::new(TimedAttester::new(attester))
 }
 
 /// The verifier of `endpoint`.

@@ -69,6 +69,7 @@ fn settings(number: u64) -> Arc<Settings> {
         allow_sample: true,
         verdict_ttl: TTL,
         model: Model::BackgroundCheck,
+        rego: None,
     };
     Arc::new(Settings::new(&Ra { verify: Some(verify), ..Ra::default() }, Snapshot::default()))
 }

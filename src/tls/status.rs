@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::{ChannelError, CurrentVerdict};
-use crate::attest::{ServiceStatus, Verdict};
+use crate::attest::{CollateralStatus, LatencyStatus, ServiceStatus, Verdict};
 
 /// Peers and reasons kept.
 const MAX_PEERS: usize = 32;
@@ -36,6 +36,12 @@ pub struct TlsStatus {
     pub cache_hits: u64,
     /// Requests to the attestation agent.
     pub aa_calls: u64,
+    /// How long the attestation agent, or the host's own TEE, took for evidence.
+    pub aa_latency: Option<LatencyStatus>,
+    /// How long the attestation service took for appraisals of peers.
+    pub as_latency: Option<LatencyStatus>,
+    /// How long it took for tokens about this side (passport).
+    pub token_latency: Option<LatencyStatus>,
     /// Whether peers that do not speak `tng/1` are refused.
     pub require_session_binding: bool,
     /// Channels whose evidence was made for them (`tng/1`).
@@ -75,6 +81,8 @@ pub struct AttestStatus {
     pub evidence_age: Option<u64>,
     /// Seconds until it may be shown no more.
     pub evidence_left: Option<u64>,
+    /// Age of the token shown, by its own word, seconds.
+    pub token_age: Option<u64>,
     /// Time it took to get, token included, milliseconds.
     pub evidence_took_ms: Option<u64>,
     /// End of the certificate.
@@ -111,6 +119,8 @@ pub struct VerifyStatus {
     pub allow_sample: bool,
     /// Addresses of the attestation service and how they fare, in the order of the configuration.
     pub services: Vec<ServiceStatus>,
+    /// Dates of the collateral at hand.
+    pub collateral: Option<CollateralStatus>,
 }
 
 /// Last verdict of a peer.

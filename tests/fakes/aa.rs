@@ -144,6 +144,7 @@ pub struct FakeAa {
     pub socket: PathBuf,
     mode: Arc<Mutex<Mode>>,
     requests: Arc<AtomicU64>,
+    made: Arc<Mutex<Vec<Vec<u8>>>>,
     task: AbortHandle,
 }
 
@@ -159,17 +160,23 @@ impl FakeAa {
         let listener = UnixListener::bind(socket).unwrap();
         let mode = Arc::new(Mutex::new(mode));
         let requests = Arc::new(AtomicU64::new(0));
+        let made = Arc::new(Mutex::new(Vec::new()));
+        let evidence = made.clone();
         let (m, r) = (mode.clone(), requests.clone());
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(serve(stream, m.clone(), r.clone()));
+                connections.spawn(serve(stream, m.clone(), r.clone(), evidence.clone()));
             }
         });
-        Self { socket: socket.to_owned(), mode, requests, task: task.abort_handle() }
+        Self { socket: socket.to_owned(), mode, requests, made, task: task.abort_handle() }
     }
     pub fn set(&self, mode: Mode) {
         *self.mode.lock().unwrap() = mode;
+    }
+    /// Report data that evidence was asked for so far.
+    pub fn asked_over(&self) -> Vec<Vec<u8>> {
+        self.made.lock().unwrap().clone()
     }
     /// Requests read so far.
     pub fn requests(&self) -> u64 {
@@ -177,7 +184,9 @@ impl FakeAa {
     }
 }
 
-async fn serve(mut stream: UnixStream, mode: Arc<Mutex<Mode>>, requests: Arc<AtomicU64>) {
+type Made = Arc<Mutex<Vec<Vec<u8>>>>;
+
+async fn serve(mut stream: UnixStream, mode: Arc<Mutex<Mode>>, requests: Arc<AtomicU64>, made: Made) {
     loop {
         let mut header = [0; 10];
         if stream.read_exact(&mut header).await.is_err() {
@@ -195,7 +204,13 @@ async fn serve(mut stream: UnixStream, mode: Arc<Mutex<Mode>>, requests: Arc<Ato
             Mode::Garbage => b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
             Mode::BadMessage => answer(&[0xff; 12]),
             Mode::Huge => vec![0xff, 0xff, 0xff, 0xff, 0, 0, 0, 1, 2, 0],
-            _ => reply(mode, &Request::decode(&body[..]).unwrap()),
+            _ => {
+                let request = Request::decode(&body[..]).unwrap();
+                if request.method == "GetEvidence" {
+                    made.lock().unwrap().push(Field1::decode(&request.payload[..]).unwrap().value);
+                }
+                reply(mode, &request)
+            }
         };
         if mode != Mode::Garbage {
             bytes[4..8].copy_from_slice(&header[4..8]);

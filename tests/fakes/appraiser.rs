@@ -2,6 +2,7 @@
 //! data and signs a fresh token. Faults are switchable.
 
 use std::str::FromStr;
+use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::rand::SystemRandom;
@@ -140,6 +141,7 @@ pub const KID: &str = "as-signer";
 pub struct Signer {
     key: EcdsaKeyPair,
     chain: Vec<Vec<u8>>,
+    issued: Mutex<Vec<String>>,
 }
 
 impl Signer {
@@ -151,11 +153,12 @@ impl Signer {
         Self {
             key: EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key.secret_pkcs8_der()).unwrap(),
             chain: chain.iter().take(2).map(|c| c.to_vec()).collect(),
+            issued: Mutex::default(),
         }
     }
     pub fn stranger(&self) -> Self {
         let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
-        Self { key, chain: self.chain.clone() }
+        Self { key, chain: self.chain.clone(), issued: Mutex::default() }
     }
     /// The public key, with certificates in standard base64, or in base64url without padding.
     pub fn jwk(&self, url_safe: bool) -> Value {
@@ -164,6 +167,10 @@ impl Signer {
         let encode = |der| if url_safe { BASE64_URL_SAFE_NO_PAD.encode(der) } else { BASE64_STANDARD.encode(der) };
         let x5c: Vec<String> = self.chain.iter().map(encode).collect();
         json!({ "kty": "EC", "crv": "P-256", "alg": "ES256", "x": part(1..33), "y": part(33..65), "x5c": x5c })
+    }
+    /// Tokens made so far.
+    pub fn issued(&self) -> Vec<String> {
+        self.issued.lock().unwrap().clone()
     }
     /// SHA-256 of the DER public key.
     pub fn pin(&self) -> [u8; 32] {
@@ -339,5 +346,7 @@ pub fn appraise(mode: Mode, signer: &Signer, asked: &Asked, compact: bool) -> Re
         let status = if mode == Mode::DeviceWarning { "warning" } else { status };
         token["submods"][format!("gpu{n}")] = submod(&policy, status, "sampledevice", claims, &evidence);
     }
-    Ok(signer.token(&token, mode))
+    let token = signer.token(&token, mode);
+    signer.issued.lock().unwrap().push(token.clone());
+    Ok(token)
 }

@@ -123,6 +123,10 @@ impl FakeAs {
     pub fn last_request(&self) -> Value {
         serde_json::from_slice(&self.shared.body.lock().unwrap()).unwrap_or_default()
     }
+    /// Tokens made so far.
+    pub fn issued(&self) -> Vec<String> {
+        self.shared.signer.issued()
+    }
     /// Head of the newest request.
     pub fn last_head(&self) -> String {
         self.shared.headers.lock().unwrap().clone()

@@ -30,6 +30,7 @@ use crate::config::{Builtin, Mark, Reference, Seen};
 pub use collateral::problem as collateral_problem;
 pub use error::BuiltinError;
 pub use look::{Look, look};
+pub use store::CollateralStatus;
 
 /// Claims of a verdict, at most, and characters of one.
 const MAX_CLAIMS: usize = 64;
@@ -240,6 +241,9 @@ impl Verifier for BuiltinVerifier {
     fn calls(&self) -> u64 {
         self.quotes.calls() + self.snp.calls()
     }
+    fn collateral(&self) -> Option<CollateralStatus> {
+        self.quotes.collateral()
+    }
     fn provider(&self) -> &'static str {
         "builtin"
     }
@@ -252,7 +256,8 @@ impl Verifier for BuiltinVerifier {
         };
         let roots: BTreeSet<_> = self.references.iter().filter_map(root).collect();
         if roots.is_empty() && self.policy.is_some() {
-            return "Intel SGX Root CA; AMD ARK-Milan, -Genoa, -Turin (compiled in); judged by verify.rego alone".into();
+            return "Intel SGX Root CA; AMD ARK-Milan, -Genoa, -Turin (compiled in); judged by verify.rego alone"
+                .into();
         }
         if roots.is_empty() {
             return "none: no reference values".into();

@@ -16,7 +16,7 @@ use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, pem::Pem
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::collateral::Collateral;
-use super::store::{Platform, Store};
+use super::store::{CollateralStatus, Platform, Store};
 use super::{BuiltinError, Finding, Look};
 use crate::attest::binding::sha384;
 use crate::attest::{Clock, clock, x509};
@@ -89,6 +89,11 @@ impl Quotes {
     /// Requests to the PCCS.
     pub fn calls(&self) -> u64 {
         self.store.calls()
+    }
+
+    /// Dates of the collateral that is at hand.
+    pub fn collateral(&self) -> Option<CollateralStatus> {
+        self.store.status()
     }
 
     /// What the quote says, once it was verified.

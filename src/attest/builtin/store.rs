@@ -43,6 +43,17 @@ struct Kept {
     again: u64,
 }
 
+/// Dates of the collateral at hand, from files and fetched; seconds since the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct CollateralStatus {
+    /// For how many platform families there is some.
+    pub families: usize,
+    /// Issue of the oldest.
+    pub issued: u64,
+    /// The first end.
+    pub ends: u64,
+}
+
 /// Collateral by platform.
 pub struct Store {
     files: Mutex<Vec<File>>,
@@ -74,6 +85,19 @@ impl Store {
     /// Requests to the PCCS.
     pub fn calls(&self) -> u64 {
         self.pccs.as_ref().map_or(0, |p| p.calls())
+    }
+
+    /// What is at hand, if anything is.
+    pub fn status(&self) -> Option<CollateralStatus> {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let dates = files.iter().map(|f| &f.collateral).chain(kept.values().map(|k| &k.collateral));
+        let one = |c: &Arc<Collateral>| CollateralStatus { families: 1, issued: c.from, ends: c.until };
+        dates.map(one).reduce(|a, b| CollateralStatus {
+            families: a.families + b.families,
+            issued: a.issued.min(b.issued),
+            ends: a.ends.min(b.ends),
+        })
     }
 
     /// Collateral for `platform` that is valid now.

@@ -57,6 +57,11 @@ pub enum HostError {
 }
 
 impl HostError {
+    /// Whether a deadline passed.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::HelperTimeout | Self::TpmTimeout)
+    }
+
     /// Stable slug.
     pub fn reason(&self) -> &'static str {
         match self {

@@ -255,9 +255,7 @@ impl<'p> Walk<'p, '_> {
             | Expr::BoolExpr { lhs, rhs, .. }
             | Expr::ArithExpr { lhs, rhs, .. }
             | Expr::AssignExpr { lhs, rhs, .. } => self.all([lhs, rhs], depth),
-            Expr::Membership { key, value, collection, .. } => {
-                self.all(key.iter().chain([value, collection]), depth)
-            }
+            Expr::Membership { key, value, collection, .. } => self.all(key.iter().chain([value, collection]), depth),
         }
     }
 }

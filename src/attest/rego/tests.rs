@@ -233,7 +233,8 @@ const MAX_CHAIN: usize = 250;
 
 #[test]
 fn reasons_are_bounded_and_printable() {
-    let many: Vec<Value> = (0..20).map(|n| Value::from(format!("\u{1b}[31mreason {n:02}\n{}", "x".repeat(500)))).collect();
+    let many: Vec<Value> =
+        (0..20).map(|n| Value::from(format!("\u{1b}[31mreason {n:02}\n{}", "x".repeat(500)))).collect();
     let shown = reasons(&Value::from(many)).unwrap();
     assert_eq!(shown.len(), MAX_REASONS + 1);
     assert!(shown.iter().all(|r| r.chars().count() <= MAX_REASON && !r.contains(['\u{1b}', '\n'])), "{shown:?}");

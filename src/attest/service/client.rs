@@ -13,7 +13,7 @@ use super::address::{Address, ServiceStatus};
 use super::http::Http;
 use super::request::{Ask, Token};
 use super::transport::{Headers, Roots, dialer, tls};
-use crate::attest::{AsStatus, VerifyError};
+use crate::attest::{AsStatus, Latency, LatencyStatus, VerifyError};
 use crate::config::{AsService, Mark};
 
 /// A client of one service at all its addresses.
@@ -23,6 +23,7 @@ pub struct Client {
     timeout: Duration,
     requests: Arc<AtomicU64>,
     failovers: AtomicU64,
+    latency: Latency,
 }
 
 impl Client {
@@ -40,6 +41,7 @@ impl Client {
             timeout: service.timeout,
             requests,
             failovers: AtomicU64::new(0),
+            latency: Latency::of("attestation service"),
         })
     }
 
@@ -68,6 +70,11 @@ impl Client {
         self.failovers.load(Ordering::Relaxed)
     }
 
+    /// How long it took to get tokens, or to learn that there are none.
+    pub fn latency(&self) -> LatencyStatus {
+        self.latency.status()
+    }
+
     /// For status.
     pub fn status(&self) -> Vec<ServiceStatus> {
         self.addresses.iter().map(Address::status).collect()
@@ -75,6 +82,10 @@ impl Client {
 
     /// A token, and the place of the address that gave it. All attempts together end at `until`.
     pub async fn token(&self, ask: &Ask, until: Instant) -> Result<(Token, usize), VerifyError> {
+        self.latency.time(self.from_any(ask, until)).await
+    }
+
+    async fn from_any(&self, ask: &Ask, until: Instant) -> Result<(Token, usize), VerifyError> {
         let order = self.order(Instant::now());
         let mut worst = VerifyError::Internal;
         for (at, &place) in order.iter().enumerate() {

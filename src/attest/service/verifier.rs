@@ -11,7 +11,9 @@ use super::client::Client;
 use super::discovery::{Kept, KeySets, of_service};
 use super::request::{Ask, Token};
 use crate::attest::anchors::Anchors;
-use crate::attest::{Clock, Evidence, RuntimeData, TOKEN_LEEWAY, TokenIssuer, Verdict, Verifier, VerifyError, token};
+use crate::attest::{
+    Clock, Evidence, LatencyStatus, RuntimeData, TOKEN_LEEWAY, TokenIssuer, Verdict, Verifier, VerifyError, token,
+};
 use crate::config::{AsKind, AsService, Mark, Verify};
 
 /// A verifier that asks an Attestation Service.
@@ -184,6 +186,9 @@ impl TokenIssuer for AsVerifier {
         let (token, _) = self.client.token(&ask, self.client.deadline()).await?;
         Ok(token.text)
     }
+    fn latency(&self) -> Option<LatencyStatus> {
+        Some(self.client.latency())
+    }
 }
 
 #[async_trait]
@@ -214,6 +219,9 @@ impl Verifier for AsVerifier {
     }
     fn services(&self) -> Vec<ServiceStatus> {
         self.client.status()
+    }
+    fn latency(&self) -> Option<LatencyStatus> {
+        Some(self.client.latency())
     }
     fn provider(&self) -> &'static str {
         "as"
