@@ -2,6 +2,7 @@
 
 #[path = "common/tls.rs"]
 mod common;
+mod fakes;
 #[path = "common/raw.rs"]
 mod raw;
 
@@ -9,13 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use common::*;
+use fakes::as_rest::{FakeAs, Mode as As};
 use raw::{Keys, Raw, message};
 use rustls::HandshakeKind;
 use rustls::client::Resumption;
 use tng::attest::{SystemClock, Verdict};
-use tng::config::{Ra, Verify};
+use tng::config::{AsService, Ra, TrustedSigners, Verify, VerifyProvider};
 use tng::tls::session::Message;
-use tng::tls::{EndpointTls, Peer};
+use tng::tls::{Channel, ChannelError, EndpointTls, Peer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -127,41 +129,105 @@ async fn many_at_once_share_the_tickets_there_are_and_the_others_confirm() {
     }
 }
 
-#[tokio::test]
-async fn a_ticket_counts_no_longer_than_the_verdict_it_stands_for() {
-    let with = |ttl| Some(Verify { verdict_ttl: ttl, ..verify_sample(true) });
-    for client_verifies in [true, false] {
-        let roles = |ttl| match client_verifies {
-            true => (ra(None, with(ttl)), server_side()),
-            false => (server_side(), ra(None, with(ttl))),
-        };
-        // With none at all: evidence for each.
-        let (client, server) = roles(Duration::ZERO);
-        let (place, client, server) = (Place::new().await, endpoint(client), endpoint(server));
-        for _ in 0..3 {
-            let (c, s) = place.meet(&client, &server).await;
-            let _ = (c.unwrap(), s.unwrap());
-        }
-        assert_eq!((counts(&client), counts(&server)), ([3, 0, 0], [3, 0, 0]));
+/// Waits until the clock is past `ends`.
+async fn pass(ends: SystemTime) {
+    while SystemTime::now() <= ends {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
 
-        let (client, server) = roles(Duration::from_secs(2));
-        let (place, client, server) = (Place::new().await, endpoint(client), endpoint(server));
-        let (c, s) = place.meet(&client, &server).await;
-        let (c, s) = (c.unwrap(), s.unwrap());
-        let ends = verdict(if client_verifies { &c.peer } else { &s.peer }).expires_at;
-        // The open connection has its verdict renewed meanwhile, and resumed ones come: neither makes it younger.
-        while SystemTime::now() <= ends {
-            let (c, s) = place.meet(&client, &server).await;
-            let _ = (c.unwrap(), s.unwrap());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let verifier = if client_verifies { &client } else { &server };
-        let [bound, _, resumed] = counts(verifier);
-        assert!(resumed > 0, "resumed until then");
-        let (c, s) = place.meet(&client, &server).await;
-        let _ = (c.unwrap(), s.unwrap());
-        // One more, unless the session had ended already between the two looks at the clock.
-        assert_eq!(counts(verifier)[0], 2, "{bound} before");
+fn brief(verdict_ttl: Duration) -> Ra {
+    ra(None, Some(Verify { verdict_ttl, ..verify_sample(true) }))
+}
+
+#[tokio::test]
+async fn a_server_takes_a_ticket_no_longer_than_the_verdict_it_stands_for() {
+    let (place, server, keys) = (Place::new().await, endpoint(brief(Duration::from_secs(2))), Keys::new().await);
+    let config = keeping(&keys);
+    let (kind, first) = visit(&place, &server, &keys, &config, true).await;
+    assert_eq!(kind, HandshakeKind::Full);
+    // The open connection has its verdict renewed meanwhile: that does not make the session younger.
+    let first = first.unwrap();
+    let ends = verdict(&first.peer).expires_at;
+    assert_eq!(visit(&place, &server, &keys, &config, true).await.0, HandshakeKind::Resumed, "the control");
+    pass(ends).await;
+    assert_eq!(visit(&place, &server, &keys, &config, true).await.0, HandshakeKind::Full, "with a ticket left");
+    assert_eq!(counts(&server), [2, 0, 1]);
+
+    let each_time = endpoint(brief(Duration::ZERO));
+    for _ in 0..3 {
+        assert_eq!(visit(&place, &each_time, &keys, &config, true).await.0, HandshakeKind::Full);
+    }
+}
+
+#[tokio::test]
+async fn a_client_shows_a_ticket_no_longer_than_the_verdict_it_stands_for() {
+    let (place, client, keys) = (Place::new().await, endpoint(brief(Duration::from_secs(2))), Keys::new().await);
+    let config = Arc::new(keys.server(TNG1));
+    let (kind, first) = host(&place, &client, &keys, &config, true).await;
+    assert_eq!(kind, HandshakeKind::Full);
+    let first = first.unwrap();
+    let ends = verdict(&first.peer).expires_at;
+    assert_eq!(host(&place, &client, &keys, &config, true).await.0, HandshakeKind::Resumed, "the control");
+    pass(ends).await;
+    assert_eq!(host(&place, &client, &keys, &config, true).await.0, HandshakeKind::Full, "with a ticket left");
+    assert_eq!(counts(&client), [2, 0, 1]);
+
+    let each_time = endpoint(brief(Duration::ZERO));
+    for _ in 0..3 {
+        assert_eq!(host(&place, &each_time, &keys, &config, true).await.0, HandshakeKind::Full);
+    }
+}
+
+#[tokio::test]
+async fn a_client_shows_no_ticket_of_a_server_that_it_refused() {
+    let (place, client, keys) = (Place::new().await, endpoint(client_side()), Keys::new().await);
+    let config = Arc::new(keys.server(TNG1));
+    for _ in 0..2 {
+        let (kind, outcome) = host(&place, &client, &keys, &config, false).await;
+        assert_eq!((kind, outcome.err().unwrap().reason()), (HandshakeKind::Full, "session-refused"));
+    }
+    assert_eq!(host(&place, &client, &keys, &config, true).await.0, HandshakeKind::Full);
+    assert_eq!(host(&place, &client, &keys, &config, true).await.0, HandshakeKind::Resumed, "the control");
+}
+
+#[tokio::test]
+async fn the_tickets_of_a_peer_that_is_refused_later_end() {
+    let service = FakeAs::start("127.0.0.1:0", As::Status("affirming")).await;
+    let rest = AsService {
+        trusted: TrustedSigners::certs(vec![fakes::fixture("as-ca.pem")]),
+        timeout: Duration::from_secs(2),
+        ..AsService::at(service.url())
+    };
+    let verify =
+        Verify { provider: VerifyProvider::As(rest), verdict_ttl: Duration::from_secs(4), ..verify_sample(true) };
+    let (place, server, keys) = (Place::new().await, endpoint(ra(None, Some(verify))), Keys::new().await);
+    let config = keeping(&keys);
+    let first = visit(&place, &server, &keys, &config, true).await.1.unwrap();
+    assert_eq!(visit(&place, &server, &keys, &config, true).await.0, HandshakeKind::Resumed, "the control");
+    service.set(As::Status("contraindicated"));
+    first.standing.as_ref().unwrap().ended().await;
+    let Peer::Verified(verdict) = &first.peer else { panic!("not verified") };
+    let (kind, outcome) = visit(&place, &server, &keys, &config, true).await;
+    assert!(SystemTime::now() < verdict.expires_at, "the session had not ended by itself");
+    assert_eq!((kind, outcome.err().unwrap().reason()), (HandshakeKind::Full, "token-status-contraindicated"));
+}
+
+#[tokio::test]
+async fn where_nobody_asked_there_is_nothing_to_resume() {
+    let (place, server, keys) = (Place::new().await, endpoint(server_side()), Keys::new().await);
+    let config = keeping(&keys);
+    for _ in 0..3 {
+        let (c, s) = place.pair().await;
+        let asking_nothing = async {
+            let mut raw = keys.connect_as(config.clone(), c).await.unwrap();
+            raw.say(Message::Pass).await;
+            assert_eq!(raw.hear().await, Message::Pass);
+            raw.stream.get_ref().1.handshake_kind().unwrap()
+        };
+        let (kind, outcome) = tokio::join!(asking_nothing, server.accept(s));
+        outcome.unwrap();
+        assert_eq!(kind, HandshakeKind::Full);
     }
 }
 
@@ -238,14 +304,21 @@ async fn a_name_or_an_address_that_the_ticket_is_not_of_is_not_shown_it() {
     assert_eq!(counts(&client), [1, 3, 0]);
 }
 
-/// A client of rustls alone that keeps tickets; it answers the server's question with `answer`, or leaves.
+/// A client's configuration that keeps tickets.
+fn keeping(keys: &Keys) -> Arc<rustls::ClientConfig> {
+    let mut config = keys.client(TNG1);
+    config.resumption = Resumption::in_memory_sessions(8);
+    Arc::new(config)
+}
+
+/// A client of rustls alone; it answers the server's question truly, or refuses.
 async fn visit(
     place: &Place,
     server: &EndpointTls,
     keys: &Keys,
     config: &Arc<rustls::ClientConfig>,
     truly: bool,
-) -> (HandshakeKind, Result<(), &'static str>) {
+) -> (HandshakeKind, Result<Channel, ChannelError>) {
     let (c, s) = place.pair().await;
     let visiting = async {
         let mut raw = keys.connect_as(config.clone(), c).await.unwrap();
@@ -259,19 +332,45 @@ async fn visit(
         }
         kind
     };
-    let (kind, outcome) = tokio::join!(visiting, server.accept(s));
-    (kind, outcome.map(drop).map_err(|e| e.reason()))
+    tokio::join!(visiting, server.accept(s))
+}
+
+/// A server of rustls alone, likewise.
+async fn host(
+    place: &Place,
+    client: &EndpointTls,
+    keys: &Keys,
+    config: &Arc<rustls::ServerConfig>,
+    truly: bool,
+) -> (HandshakeKind, Result<Channel, ChannelError>) {
+    let (c, s) = place.pair().await;
+    let hosting = async {
+        let mut raw = keys.accept_as(config.clone(), s).await.unwrap();
+        let kind = raw.stream.get_ref().1.handshake_kind().unwrap();
+        if kind != HandshakeKind::Resumed {
+            let (nonce, _) = raw.asked().await;
+            let answer = if truly { message(&raw.evidence(&nonce).await) } else { Message::Refuse("no".into()) };
+            raw.say(answer).await;
+            raw.say(Message::Pass).await;
+            let _ = Message::read(&mut raw.stream).await;
+        }
+        kind
+    };
+    let (kind, outcome) = tokio::join!(hosting, client.connect(c, None));
+    (kind, outcome)
 }
 
 #[tokio::test]
 async fn tickets_of_a_client_that_was_not_let_in_are_worth_nothing() {
     let (place, server, keys) = (Place::new().await, endpoint(client_side()), Keys::new().await);
-    let mut config = keys.client(TNG1);
-    config.resumption = Resumption::in_memory_sessions(8);
-    let config = Arc::new(config);
+    let config = keeping(&keys);
+    let stranger = async || {
+        let (kind, outcome) = visit(&place, &server, &keys, &config, false).await;
+        assert_eq!((kind, outcome.err().unwrap().reason()), (HandshakeKind::Full, "session-refused"));
+    };
     // It has its tickets before the exchange, and then shows no evidence.
-    assert_eq!(visit(&place, &server, &keys, &config, false).await, (HandshakeKind::Full, Err("session-refused")));
-    assert_eq!(visit(&place, &server, &keys, &config, false).await, (HandshakeKind::Full, Err("session-refused")));
+    stranger().await;
+    stranger().await;
     // Nor while the exchange is still under way.
     let (c, s) = place.pair().await;
     let pending = {
@@ -281,14 +380,14 @@ async fn tickets_of_a_client_that_was_not_let_in_are_worth_nothing() {
     let mut held = keys.connect_as(config.clone(), c).await.unwrap();
     held.say(Message::Pass).await;
     held.asked().await;
-    assert_eq!(visit(&place, &server, &keys, &config, false).await, (HandshakeKind::Full, Err("session-refused")));
+    stranger().await;
     drop(held);
     pending.await.unwrap().unwrap_err();
     // The control: the same client, let in.
-    assert_eq!(visit(&place, &server, &keys, &config, true).await, (HandshakeKind::Full, Ok(())));
-    assert_eq!(visit(&place, &server, &keys, &config, true).await, (HandshakeKind::Resumed, Ok(())));
+    assert_eq!(visit(&place, &server, &keys, &config, true).await.0, HandshakeKind::Full);
+    assert_eq!(visit(&place, &server, &keys, &config, true).await.0, HandshakeKind::Resumed);
     assert_eq!(counts(&server), [1, 0, 1]);
-    // A peer that was refused since, or forgotten, comes as a stranger.
+    // One that the server has forgotten comes as a stranger.
     server.reloaded();
     assert_eq!(visit(&place, &server, &keys, &config, true).await.0, HandshakeKind::Full);
 }

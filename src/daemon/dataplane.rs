@@ -174,6 +174,8 @@ impl DataPlane {
         let heirs: Vec<_> = next.iter().map(|(_, runtime, listeners)| heir(runtime, listeners)).collect();
         self.lineage.hand_over(&heirs);
         next.iter().for_each(|(_, runtime, _)| runtime.tunnel.reloaded());
+        // Handshakes under way may still be made by those that were replaced.
+        old.iter().for_each(|worker| worker.runtime().tunnel.reloaded());
         let workers = next
             .into_iter()
             .map(|(worker, runtime, listeners)| match worker {

@@ -13,7 +13,7 @@ use super::certificate::VALIDITY;
 use super::endpoint::{Appraisal, appraise};
 use super::identity::Fixed;
 use super::peer::PeerCertificate;
-use super::session::{Asker, Bound, BoundSession, Exchange, Proven, Prover, Turn};
+use super::session::{Asker, BoundSession, Exchange, Outcome, Proven, Prover, SessionError, Turn};
 use super::{Alpn, ChannelError};
 use crate::attest::{Attester, Verdict};
 use crate::config::{Model, Ra};
@@ -56,14 +56,51 @@ pub(super) async fn bind(
     proving: Option<&Proving>,
     shown: Option<&Fixed>,
     appraisal: Option<&Arc<Appraisal>>,
-) -> Result<Option<Bound>, ChannelError> {
+) -> Result<LetIn, ChannelError> {
     let prover = proving.zip(shown).map(|(p, shown)| Prover {
         attester: &*p.attester,
         spki: &shown.spki,
         proven: &p.proven,
         places: &p.places,
     });
-    Exchange::new(stream).run(prover, appraisal.map(|a| &**a as &dyn Asker)).await
+    let Outcome { bound, proved } = Exchange::new(stream).run(prover, appraisal.map(|a| &**a as &dyn Asker)).await?;
+    let origin = if bound.as_ref().is_some_and(|b| b.resumed) { Origin::Confirmation } else { Origin::Evidence };
+    Ok(LetIn { session: bound.map(|b| b.session), origin, proved })
+}
+
+/// How a connection of `tng/1` was let in.
+pub(super) struct LetIn {
+    /// The session in which the peer was appraised, if this side verifies.
+    pub session: Option<Arc<BoundSession>>,
+    pub origin: Origin,
+    /// Whether the peer has let this side in, now or in the session that is resumed.
+    pub proved: bool,
+}
+
+impl LetIn {
+    /// By a ticket of this session.
+    pub fn resumed(session: Option<Arc<BoundSession>>) -> Self {
+        Self { session, origin: Origin::Ticket, proved: true }
+    }
+
+    /// Whether anybody attested anything: without that there is nothing to resume.
+    pub fn is_bound(&self) -> bool {
+        self.session.is_some() || self.proved
+    }
+
+    /// What was so when the handshake began must be so still: a peer could have taken its time.
+    ///
+    /// # Errors
+    /// The session has ended meanwhile; or this side verifies, and there is none.
+    pub fn check(&self, appraisal: Option<&Arc<Appraisal>>) -> Result<(), SessionError> {
+        match (appraisal, &self.session) {
+            (None, _) => Ok(()),
+            (Some(_), None) => Err(SessionError::Ticket),
+            (Some(_), Some(_)) if self.origin == Origin::Evidence => Ok(()),
+            (Some(appraisal), Some(session)) if appraisal.still_bound(session) => Ok(()),
+            (Some(_), Some(_)) => Err(SessionError::Ended),
+        }
+    }
 }
 
 #[async_trait]

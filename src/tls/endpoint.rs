@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
 
-use super::bind::{self, BindingCounts, Origin, Proving};
+use super::bind::{self, BindingCounts, LetIn, Origin, Proving};
 use super::certificate::fingerprint;
 use super::identity::{Fixed, IdentityStore};
 use super::peer::PeerCertificate;
@@ -173,7 +173,12 @@ impl EndpointTls {
             let (at, tickets) = (tcp.peer_addr()?, self.tickets.as_ref());
             let ticketing = tickets.map(|t| t.as_client(at, server_name, self.appraisal.as_ref()));
             let stream = TlsConnector::from(self.client_config(shown.as_ref(), ticketing.as_ref())).connect(name, tcp);
-            self.finish(stream.await?.into(), shown, ticketing.map(Ticketing::Client)).await
+            let stream = stream.await.inspect_err(|_| {
+                if let (Some(tickets), Some(own)) = (tickets, &ticketing) {
+                    tickets.failed(own);
+                }
+            })?;
+            self.finish(stream.into(), shown, ticketing.map(Ticketing::Client)).await
         };
         self.conclude(peer, tokio::time::timeout(self.handshake_timeout, work).await)
     }
@@ -242,29 +247,18 @@ impl EndpointTls {
         let mut origin = Origin::Evidence;
         let standing = match (alpn, &self.appraisal) {
             (Alpn::Tng1, appraisal) => {
-                let session = match handshake {
-                    Handshake::Resumed(session) => {
-                        origin = Origin::Ticket;
-                        session
-                    }
+                let let_in = match handshake {
+                    Handshake::Resumed(session) => LetIn::resumed(session),
                     Handshake::Full => {
-                        let bound =
-                            bind::bind(&mut stream, self.proving.as_ref(), shown.as_deref(), appraisal.as_ref());
-                        let bound = bound.await?;
-                        if bound.as_ref().is_some_and(|b| b.resumed) {
-                            origin = Origin::Confirmation;
-                        }
-                        bound.map(|b| b.session)
+                        bind::bind(&mut stream, self.proving.as_ref(), shown.as_deref(), appraisal.as_ref()).await?
                     }
                 };
-                if let (Some(tickets), Some(own)) = (&self.tickets, ticketing) {
-                    tickets.keep(own, session.clone(), appraisal.as_ref());
+                let_in.check(appraisal.as_ref())?;
+                if let (Some(tickets), Some(own), true) = (&self.tickets, ticketing, let_in.is_bound()) {
+                    tickets.keep(own, let_in.session.as_ref(), appraisal.as_ref());
                 }
-                match (appraisal, session) {
-                    (None, _) => None,
-                    (Some(_), Some(session)) => Some(self.oversight.admit_session(session)),
-                    (Some(_), None) => return Err(SessionError::Ticket.into()),
-                }
+                origin = let_in.origin;
+                let_in.session.filter(|_| appraisal.is_some()).map(|session| self.oversight.admit_session(session))
             }
             // The certificate of a resumed handshake says nothing of who is there, and only tng/1 gives tickets.
             _ if matches!(handshake, Handshake::Resumed(_)) => return Err(SessionError::Ticket.into()),
@@ -407,7 +401,7 @@ impl Appraisal {
 
     /// Whether later connections may refer to this session.
     pub(super) fn still_bound(&self, session: &BoundSession) -> bool {
-        self.clock.now() < session.verdict.expires_at && self.sessions.holds(session)
+        session.lasts(self.clock.now()) && self.sessions.holds(session)
     }
 
     pub(super) fn key(&self, der: &[u8]) -> CacheKey {

@@ -9,7 +9,7 @@ mod held;
 mod issued;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rustls::{HandshakeKind, ServerConnection};
 use tokio::net::TcpStream;
@@ -22,8 +22,8 @@ use super::session::BoundSession;
 use held::{Held, Place, Settled, Wallet};
 use issued::{Desk, Issued};
 
-/// Tickets that a server gives with each handshake: one to follow the one just used, one for another connection at
-/// the same time.
+/// Tickets that a server gives with a full handshake: one to follow it, one for another connection at the same time.
+/// One that took a ticket gives one for it.
 const TICKETS: usize = 2;
 
 /// Tickets of one endpoint, in both roles.
@@ -33,12 +33,15 @@ pub(super) struct Tickets {
     issued: Arc<Issued>,
 }
 
-/// Whether the session may still be referred to. A side that does not verify has none, and nothing to say.
-fn stands(appraisal: Option<&Appraisal>, session: Option<&BoundSession>) -> bool {
-    match (appraisal, session) {
-        (None, None) => true,
-        (Some(appraisal), Some(session)) => appraisal.still_bound(session),
-        _ => false,
+/// The session a ticket stands for. It does not keep it: what the endpoint forgot is gone with its secret.
+type Of = Option<Weak<BoundSession>>;
+
+/// The session, if it may still be referred to. A side that does not verify has none, and nothing to say.
+fn stands(appraisal: Option<&Appraisal>, of: &Of) -> Option<Option<Arc<BoundSession>>> {
+    match (appraisal, of) {
+        (None, None) => Some(None),
+        (Some(appraisal), Some(of)) => of.upgrade().filter(|session| appraisal.still_bound(session)).map(Some),
+        _ => None,
     }
 }
 
@@ -46,8 +49,8 @@ impl Tickets {
     /// For a connection to `addr` as a client.
     pub fn as_client(&self, addr: SocketAddr, name: Option<&str>, appraisal: Option<&Arc<Appraisal>>) -> AsClient {
         let place = Place { addr, name: name.map(str::to_owned) };
-        let (ticket, session) = match self.held.take(&place, |session| stands(appraisal.map(|a| &**a), session)) {
-            Some(held) => (Some(held.value), held.session),
+        let (ticket, session) = match self.held.take(&place, |of| stands(appraisal.map(|a| &**a), of)) {
+            Some((ticket, session)) => (Some(ticket), session),
             None => (None, None),
         };
         AsClient { wallet: Wallet::new(ticket), place, session }
@@ -56,6 +59,13 @@ impl Tickets {
     /// For a connection as a server that shows `shown`.
     pub fn as_server(&self, shown: Option<&Arc<Fixed>>, appraisal: Option<&Arc<Appraisal>>) -> AsServer {
         AsServer(Desk::new(self.issued.clone(), shown, appraisal))
+    }
+
+    /// The handshake failed. A server whose ticket is to blame, too large for a ClientHello for one, is met without.
+    pub fn failed(&self, own: &AsClient) {
+        if own.wallet.was_asked() {
+            self.held.forget(&own.place);
+        }
     }
 
     /// Forgets all of them.
@@ -136,13 +146,14 @@ impl Ticketing {
 
 impl Tickets {
     /// Both sides are let in: the tickets that came with this handshake count from now on, as `session` does.
-    pub fn keep(&self, ticketing: Ticketing, session: Option<Arc<BoundSession>>, appraisal: Option<&Arc<Appraisal>>) {
+    pub fn keep(&self, ticketing: Ticketing, session: Option<&Arc<BoundSession>>, appraisal: Option<&Arc<Appraisal>>) {
+        let of = session.map(Arc::downgrade);
         match ticketing {
             Ticketing::Client(own) => {
                 let (held, appraisal) = (self.held.clone(), appraisal.cloned());
-                own.wallet.settle(Settled { held, place: own.place, session, appraisal });
+                own.wallet.settle(Settled { held, place: own.place, of, appraisal });
             }
-            Ticketing::Server(AsServer(desk)) => desk.close(session),
+            Ticketing::Server(AsServer(desk)) => desk.close(of),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Tickets that a server gave. They are names alone; what they stand for stays in this process.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use rustls::server::StoresServerSessions;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::{Appraisal, stands};
+use super::{Appraisal, Of, stands};
 use crate::tls::identity::Fixed;
 use crate::tls::session::BoundSession;
 
@@ -19,6 +19,9 @@ const CAPACITY: usize = 8192;
 const MAX_BYTES: usize = 16 << 20;
 /// Tickets of one handshake.
 const PER_HANDSHAKE: usize = 4;
+/// Bytes of tickets whose exchange is under way, of all connections: their clients were not let in. Beyond them
+/// connections bring no tickets.
+const MAX_PENDING: usize = 8 << 20;
 /// Names that a client may show in one handshake.
 const MAX_TAKEN: usize = 4;
 /// The longest that a ticket is taken when no verdict of this side bounds it. That of the peer does.
@@ -30,7 +33,7 @@ struct Ticket {
     /// rustls's, with the secret.
     value: Zeroizing<Vec<u8>>,
     label: Label,
-    session: Option<Arc<BoundSession>>,
+    of: Of,
     /// The certificate this side showed: another one is another session.
     shown: Option<Weak<Fixed>>,
     born: Instant,
@@ -49,6 +52,7 @@ struct Table {
 pub struct Issued {
     table: Mutex<Table>,
     connections: AtomicU64,
+    pending: AtomicUsize,
 }
 
 impl Table {
@@ -59,6 +63,16 @@ impl Table {
     }
 
     fn add(&mut self, name: Vec<u8>, ticket: Ticket) {
+        // The oldest are over first, all of them at the same age.
+        while let Some(oldest) = self.order.front() {
+            match self.by_name.get(oldest) {
+                Some(ticket) if ticket.born.elapsed() < LIFETIME => break,
+                _ => {}
+            }
+            if let Some(oldest) = self.order.pop_front() {
+                self.remove(&oldest);
+            }
+        }
         self.bytes += ticket.value.len();
         self.order.push_back(name.clone());
         self.by_name.insert(name, ticket);
@@ -86,6 +100,9 @@ impl Issued {
 
 /// Given in this connection, and not yet to be taken.
 type Pending = Vec<(Vec<u8>, Zeroizing<Vec<u8>>)>;
+
+/// The session of a ticket, none when this side does not verify; or no such ticket.
+type Taken = Option<Option<Arc<BoundSession>>>;
 
 /// What rustls sees of it in one connection.
 pub struct Desk {
@@ -118,48 +135,64 @@ impl Desk {
     }
 
     /// What the ticket that the client showed stands for, if it is of the connection with this label.
-    pub fn taken(&self, label: &[u8]) -> Option<Option<Arc<BoundSession>>> {
+    pub fn taken(&self, label: &[u8]) -> Taken {
         let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.iter().find(|(of, _)| of == label).map(|(_, session)| session.clone())
     }
 
-    /// Lets the tickets of this connection be taken from now on, as long as `session` stands.
-    pub fn close(&self, session: Option<Arc<BoundSession>>) {
-        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
-        if pending.is_empty() || !stands(self.appraisal.as_deref(), session.as_deref()) {
+    /// Lets the tickets of this connection be taken from now on, as long as what they stand for does.
+    pub fn close(&self, of: Of) {
+        let pending = self.settle();
+        if pending.is_empty() || stands(self.appraisal.as_deref(), &of).is_none() {
             return;
         }
         let shown = self.shown.as_ref().map(Arc::downgrade);
         let mut table = self.issued.table.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, value) in pending {
-            let ticket = Ticket {
-                value,
-                label: self.label,
-                session: session.clone(),
-                shown: shown.clone(),
-                born: Instant::now(),
-            };
+            let ticket =
+                Ticket { value, label: self.label, of: of.clone(), shown: shown.clone(), born: Instant::now() };
             table.add(name, ticket);
         }
     }
 
-    fn may_be_taken(&self, ticket: &Ticket) -> bool {
+    /// The tickets that wait; no more are given.
+    fn settle(&self) -> Pending {
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        self.issued.pending.fetch_sub(pending.iter().map(|(_, value)| value.len()).sum(), Ordering::Relaxed);
+        pending
+    }
+
+    fn session_of(&self, ticket: &Ticket) -> Taken {
         let same = match (&ticket.shown, &self.shown) {
             (None, None) => true,
             (Some(then), Some(now)) => Weak::ptr_eq(then, &Arc::downgrade(now)),
             _ => false,
         };
-        same && ticket.born.elapsed() < LIFETIME && stands(self.appraisal.as_deref(), ticket.session.as_deref())
+        if !same || ticket.born.elapsed() >= LIFETIME {
+            return None;
+        }
+        stands(self.appraisal.as_deref(), &ticket.of)
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.settle();
     }
 }
 
 impl StoresServerSessions for Desk {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
         let value = Zeroizing::new(value);
-        match &mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(pending) if pending.len() < PER_HANDSHAKE => pending.push((key, value)),
-            _ => return false,
+        let most = if self.taken.lock().unwrap_or_else(PoisonError::into_inner).is_empty() { PER_HANDSHAKE } else { 1 };
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pending) = pending.as_mut().filter(|pending| pending.len() < most) else { return false };
+        let before = self.issued.pending.fetch_add(value.len(), Ordering::Relaxed);
+        if before + value.len() > MAX_PENDING {
+            self.issued.pending.fetch_sub(value.len(), Ordering::Relaxed);
+            return false;
         }
+        pending.push((key, value));
         true
     }
 
@@ -174,10 +207,8 @@ impl StoresServerSessions for Desk {
             return None;
         }
         let mut ticket = self.issued.table.lock().unwrap_or_else(PoisonError::into_inner).remove(key)?;
-        if !self.may_be_taken(&ticket) {
-            return None;
-        }
-        taken.push((ticket.label, ticket.session.take()));
+        taken.push((ticket.label, self.session_of(&ticket)?));
+        // rustls takes it apart and drops it as it is.
         Some(std::mem::take(&mut *ticket.value))
     }
 
@@ -230,8 +261,15 @@ mod tests {
         let table = issued.table.lock().unwrap();
         assert!(table.bytes <= MAX_BYTES && table.order.len() <= 2 * CAPACITY + 1, "{}", table.order.len());
         drop(table);
+        // What is not let in counts too, until it is gone.
+        let waiting: Vec<_> = (0..9).map(|_| Desk::new(issued.clone(), None, None)).collect();
+        let given = |n: usize, desk: &Arc<Desk>| desk.put(name(1000 + n as u32), vec![0; MAX_PENDING / 8]);
+        assert_eq!(waiting.iter().enumerate().filter(|(n, desk)| given(*n, desk)).count(), 8);
+        drop(waiting);
+        assert_eq!(issued.pending.load(Ordering::Relaxed), 0);
         let (greedy, generous) = (Desk::new(issued.clone(), None, None), Desk::new(issued.clone(), None, None));
         assert_eq!((90..100).filter_map(|n| greedy.take(&name(n))).count(), MAX_TAKEN);
+        assert_eq!((200..210).filter(|n| greedy.put(name(*n), vec![])).count(), 1, "one for those it took");
         assert_eq!((0..10).filter(|n| generous.put(name(*n), vec![])).count(), PER_HANDSHAKE);
         issued.clear();
         assert_eq!(issued.len(), 0);

@@ -55,6 +55,9 @@ pub enum SessionError {
     /// A resumed TLS handshake that stands for no session.
     #[error("the peer resumed a TLS session that was not bound by tng/1")]
     Ticket,
+    /// The session that a handshake refers to ended while it was made.
+    #[error("the session that the peer refers to has ended meanwhile")]
+    Ended,
     /// This side demands what the peer cannot do.
     #[error("this side has require_session_binding = true and the peer does not speak tng/1")]
     Required,
@@ -78,6 +81,7 @@ impl SessionError {
             Self::Unattested => "session-unattested",
             Self::OwnEvidence(_) => "session-own-evidence",
             Self::Ticket => "session-ticket",
+            Self::Ended => "session-ended",
             Self::Required => "session-binding-required",
         }
     }

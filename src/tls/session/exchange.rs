@@ -10,6 +10,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_rustls::TlsStream;
 
 use super::error::UNATTESTED;
@@ -61,6 +62,14 @@ pub struct Bound {
     pub resumed: bool,
 }
 
+/// How an exchange ended well.
+pub struct Outcome {
+    /// The peer's session, if this side verifies.
+    pub bound: Option<Bound>,
+    /// Whether the peer asked, and accepted this side.
+    pub proved: bool,
+}
+
 /// What was asked.
 struct Asked {
     spki: Vec<u8>,
@@ -87,11 +96,7 @@ impl<'a> Exchange<'a> {
 
     /// Runs it to its end. `prover`: if this side attests; `asker`: if it verifies.
     /// A peer that is refused is told the reason's slug.
-    pub async fn run(
-        mut self,
-        prover: Option<Prover<'_>>,
-        asker: Option<&dyn Asker>,
-    ) -> Result<Option<Bound>, ChannelError> {
+    pub async fn run(mut self, prover: Option<Prover<'_>>, asker: Option<&dyn Asker>) -> Result<Outcome, ChannelError> {
         let outcome = match self.role {
             Role::Client => self.as_client(prover, asker).await,
             Role::Server => self.as_server(prover, asker).await,
@@ -110,7 +115,7 @@ impl<'a> Exchange<'a> {
         &mut self,
         prover: Option<Prover<'_>>,
         asker: Option<&dyn Asker>,
-    ) -> Result<Option<Bound>, ChannelError> {
+    ) -> Result<Outcome, ChannelError> {
         let asked = self.ask(asker).await?;
         self.flush().await?;
         let bound = self.judge(asker, asked).await?;
@@ -120,14 +125,14 @@ impl<'a> Exchange<'a> {
         if proved {
             self.accepted().await?;
         }
-        Ok(bound)
+        Ok(Outcome { bound, proved })
     }
 
     async fn as_server(
         &mut self,
         prover: Option<Prover<'_>>,
         asker: Option<&dyn Asker>,
-    ) -> Result<Option<Bound>, ChannelError> {
+    ) -> Result<Outcome, ChannelError> {
         // Nothing may keep this answer waiting but the attester: the client's other connections may wait for it.
         let proved = self.prove(prover).await?;
         let asked = self.ask(asker).await?;
@@ -137,7 +142,7 @@ impl<'a> Exchange<'a> {
         }
         let bound = self.judge(asker, asked).await?;
         self.flush().await?;
-        Ok(bound)
+        Ok(Outcome { bound, proved })
     }
 
     async fn ask(&mut self, asker: Option<&dyn Asker>) -> Result<Option<Asked>, ChannelError> {
@@ -185,13 +190,9 @@ impl<'a> Exchange<'a> {
                 let (id, secret) = self.half(self.role.peer(), &asked.nonce).session()?;
                 let verdict = asker.appraise(shown.clone()).await;
                 let made = verdict.map(|verdict| {
-                    Arc::new(BoundSession {
-                        key: fingerprint(&asked.spki),
-                        id,
-                        secret,
-                        shown,
-                        verdict: Arc::new(verdict),
-                    })
+                    let left = verdict.expires_at.duration_since(asker.now()).unwrap_or_default();
+                    let (key, until) = (fingerprint(&asked.spki), Instant::now() + left);
+                    Arc::new(BoundSession { key, id, secret, shown, verdict: Arc::new(verdict), until })
                 });
                 match (turn, &made) {
                     (Turn::Lead(lead), made) => land(lead, made),

@@ -28,6 +28,15 @@ pub struct BoundSession {
     pub shown: PeerCertificate,
     /// The verdict made from the evidence. A renewed one does not replace it here.
     pub verdict: Arc<Verdict>,
+    /// The same end on a clock that nobody sets.
+    pub until: Instant,
+}
+
+impl BoundSession {
+    /// Whether the verdict has not ended.
+    pub fn lasts(&self, now: SystemTime) -> bool {
+        now < self.verdict.expires_at && Instant::now() < self.until
+    }
 }
 
 type Landed = Option<Result<(), ChannelError>>;
@@ -37,7 +46,17 @@ enum Slot {
     Flight(watch::Receiver<Landed>),
 }
 
-type Slots = Arc<Mutex<HashMap<[u8; 32], Slot>>>;
+/// Exchanges under way push out sessions for this part of all places: their peers are not appraised yet.
+const FLIGHTS: usize = 4;
+
+#[derive(Default)]
+struct Table {
+    by_key: HashMap<[u8; 32], Slot>,
+    /// Counts how often all was forgotten: what an exchange from before finds is not kept.
+    generation: u64,
+}
+
+type Slots = Arc<Mutex<Table>>;
 
 /// The newest bound session of each peer key.
 pub struct Sessions {
@@ -59,6 +78,7 @@ pub enum Turn {
 pub struct Lead {
     slots: Slots,
     key: [u8; 32],
+    generation: u64,
     tell: watch::Sender<Landed>,
     outcome: Option<Result<Arc<BoundSession>, ChannelError>>,
 }
@@ -76,8 +96,10 @@ impl Drop for Lead {
         {
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
             match &outcome {
-                Some(Ok(session)) => slots.insert(self.key, Slot::Ready(session.clone())),
-                _ => slots.remove(&self.key),
+                Some(Ok(session)) if slots.generation == self.generation => {
+                    slots.by_key.insert(self.key, Slot::Ready(session.clone()))
+                }
+                _ => slots.by_key.remove(&self.key),
             };
         }
         self.tell.send_replace(outcome.map(|o| o.map(|_| ())));
@@ -99,18 +121,19 @@ impl Sessions {
         loop {
             let mut flight = {
                 let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-                match slots.get(&key) {
-                    Some(Slot::Ready(session)) if now() < session.verdict.expires_at => {
+                match slots.by_key.get(&key) {
+                    Some(Slot::Ready(session)) if session.lasts(now()) => {
                         return Ok(Turn::Resume(session.clone()));
                     }
                     Some(Slot::Flight(landing)) => landing.clone(),
                     _ => {
-                        if !make_room(&mut slots, self.capacity, &key, now()) {
+                        if !make_room(&mut slots.by_key, self.capacity, &key, now()) {
                             return Ok(Turn::Alone);
                         }
                         let (tell, landing) = watch::channel(None);
-                        slots.insert(key, Slot::Flight(landing));
-                        return Ok(Turn::Lead(Lead { slots: self.slots.clone(), key, tell, outcome: None }));
+                        slots.by_key.insert(key, Slot::Flight(landing));
+                        let (slots, generation) = (self.slots.clone(), slots.generation);
+                        return Ok(Turn::Lead(Lead { slots, key, generation, tell, outcome: None }));
                     }
                 }
             };
@@ -126,28 +149,29 @@ impl Sessions {
     /// Keeps a session that was bound outside of a turn, unless an exchange is under way.
     pub fn put(&self, session: Arc<BoundSession>) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(slots.get(&session.key), Some(Slot::Ready(_))) {
-            slots.insert(session.key, Slot::Ready(session));
+        if matches!(slots.by_key.get(&session.key), Some(Slot::Ready(_))) {
+            slots.by_key.insert(session.key, Slot::Ready(session));
         }
     }
 
     /// Whether this is the session of its peer that new connections may refer to.
     pub fn holds(&self, session: &BoundSession) -> bool {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        matches!(slots.get(&session.key), Some(Slot::Ready(known)) if known.id == session.id)
+        matches!(slots.by_key.get(&session.key), Some(Slot::Ready(known)) if known.id == session.id)
     }
 
-    /// Forgets all sessions; exchanges under way end as they will.
+    /// Forgets all sessions; exchanges under way end as they will, and what they find is not kept.
     pub fn clear(&self) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.retain(|_, slot| !matches!(slot, Slot::Ready(_)));
+        slots.generation += 1;
+        slots.by_key.retain(|_, slot| !matches!(slot, Slot::Ready(_)));
     }
 
     /// Forgets a session: its peer was refused since.
     pub fn forget(&self, session: &BoundSession) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(slots.get(&session.key), Some(Slot::Ready(known)) if known.id == session.id) {
-            slots.remove(&session.key);
+        if matches!(slots.by_key.get(&session.key), Some(Slot::Ready(known)) if known.id == session.id) {
+            slots.by_key.remove(&session.key);
         }
     }
 }
@@ -157,7 +181,10 @@ fn make_room(slots: &mut HashMap<[u8; 32], Slot>, capacity: usize, key: &[u8; 32
     if slots.len() < capacity || slots.contains_key(key) {
         return true;
     }
-    slots.retain(|_, slot| !matches!(slot, Slot::Ready(s) if s.verdict.expires_at <= now));
+    slots.retain(|_, slot| !matches!(slot, Slot::Ready(s) if !s.lasts(now)));
+    if slots.values().filter(|slot| matches!(slot, Slot::Flight(_))).count() >= capacity.div_ceil(FLIGHTS) {
+        return false;
+    }
     while slots.len() >= capacity {
         let first = slots
             .iter()

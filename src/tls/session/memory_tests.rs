@@ -25,6 +25,7 @@ fn session(key: u8, id: u8, ttl: i64) -> Arc<BoundSession> {
             not_after: ends,
         },
         verdict: Arc::new(verdict),
+        until: Instant::now() + Duration::from_secs(ttl.max(0) as u64),
     })
 }
 
@@ -94,17 +95,40 @@ async fn an_ended_a_forgotten_and_a_strangers_session_are_not_resumed() {
 }
 
 #[tokio::test]
+async fn what_an_exchange_from_before_a_reload_finds_is_not_kept() {
+    let sessions = Sessions::new(8);
+    let old = lead(enter(&sessions, 1).await);
+    sessions.clear();
+    let found = session(1, 5, 60);
+    old.land(Ok(found.clone()));
+    assert!(!sessions.holds(&found));
+    lead(enter(&sessions, 1).await).land(Ok(found.clone()));
+    assert!(sessions.holds(&found));
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_prolongs_nothing() {
+    let sessions = Sessions::new(8);
+    let mut over = Arc::into_inner(session(1, 5, 60)).expect("the only one");
+    over.until = Instant::now();
+    lead(enter(&sessions, 1).await).land(Ok(Arc::new(over)));
+    lead(enter(&sessions, 1).await);
+}
+
+#[tokio::test]
 async fn both_memories_are_bounded() {
     let sessions = Sessions::new(4);
     for key in 0..50 {
         lead(enter(&sessions, key).await).land(Ok(session(key, key, 60)));
     }
-    assert!(sessions.slots.lock().unwrap().len() <= 4);
-    let leaders: Vec<_> = [enter(&sessions, 60).await, enter(&sessions, 61).await].into_iter().map(lead).collect();
-    let more = [enter(&sessions, 62).await, enter(&sessions, 63).await].map(lead);
-    assert!(matches!(enter(&sessions, 64).await, Turn::Alone), "each place is an exchange under way");
-    drop((leaders, more));
-    lead(enter(&sessions, 64).await);
+    assert_eq!(sessions.slots.lock().unwrap().by_key.len(), 4);
+    let leader = lead(enter(&sessions, 60).await);
+    assert!(matches!(enter(&sessions, 61).await, Turn::Alone), "strangers push out one of four");
+    for key in 47..50 {
+        assert!(resumes(&enter(&sessions, key).await, key));
+    }
+    drop(leader);
+    lead(enter(&sessions, 61).await);
 
     let proven = Proven::new(16, Duration::from_secs(60));
     for id in 0..100 {
