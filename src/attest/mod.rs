@@ -34,7 +34,7 @@ pub(crate) use binding::{EXPORTER, NONCE, PUBKEY_HASH};
 pub use binding::{RuntimeData, json_contains};
 pub(crate) use builtin::collateral_problem;
 pub use builtin::{BuiltinError, BuiltinVerifier};
-pub use cache::{CacheKey, VerdictCache};
+pub use cache::{Appraised, CacheKey, VerdictCache};
 pub use clock::{Clock, SystemClock};
 pub use credential::Credential;
 pub use devices::Devices;

@@ -11,7 +11,7 @@ use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
 use super::stands;
-use crate::tls::endpoint::Appraisal;
+use crate::tls::appraisal::Appraisal;
 use crate::tls::session::BoundSession;
 
 /// Tickets in all. One holds the server's certificate, 64 KiB at most and rarely a quarter of it.
