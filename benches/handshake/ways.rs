@@ -22,6 +22,8 @@ pub enum Way {
     ColdSession,
     /// RATS-TLS with verdicts from the cache.
     Cached,
+    /// The same with evidence as large as that of real TEEs. For orientation.
+    CachedLarge,
     /// `tng/1`, each side confirms an earlier session in a full handshake.
     Confirmed,
     /// `tng/1` in a resumed TLS session.
@@ -88,13 +90,14 @@ impl Counters {
 
 impl Way {
     /// In the order of the table.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::ServerOnly,
         Self::Mutual,
         Self::MutualResumed,
         Self::ColdCertificate,
         Self::ColdSession,
         Self::Cached,
+        Self::CachedLarge,
         Self::Confirmed,
         Self::Resumed,
     ];
@@ -108,6 +111,7 @@ impl Way {
             Self::ColdCertificate => ("rats_tls_cold", "RATS-TLS, cold"),
             Self::ColdSession => ("tng1_cold", "tng/1, cold"),
             Self::Cached => ("rats_tls_cached", "RATS-TLS, cached verdict"),
+            Self::CachedLarge => ("rats_tls_cached_16_kib", "the same, evidence of 16 KiB"),
             Self::Confirmed => ("tng1_confirmed", "tng/1, confirmed"),
             Self::Resumed => ("tng1_resumed", "tng/1, resumed"),
         }
@@ -153,7 +157,7 @@ impl Way {
             Self::ServerOnly | Self::Mutual | Self::MutualResumed => (0, None),
             Self::ColdCertificate => (2 * n, Some(Counters { as_calls: n, certificate: n, ..Counters::default() })),
             Self::ColdSession => (2 * n, Some(Counters { as_calls: n, session: n, ..Counters::default() })),
-            Self::Cached => (0, Some(Counters { hits: n, certificate: n, ..Counters::default() })),
+            Self::Cached | Self::CachedLarge => (0, Some(Counters { hits: n, certificate: n, ..Counters::default() })),
             Self::Confirmed => (0, Some(Counters { hits: n, confirmed: n, ..Counters::default() })),
             Self::Resumed => (0, Some(Counters { hits: n, resumed: n, ..Counters::default() })),
         };

@@ -312,12 +312,11 @@ mod tests {
                 first.get(key(n), later(), work).await
             });
             reached.await.unwrap();
-            let second = tokio::spawn({
-                let cache = cache.clone();
-                async move { cache.known(&key(n)).await }
-            });
+            let mine = key(n);
+            let mut second = std::pin::pin!(cache.known(&mine));
+            assert!(futures_util::poll!(second.as_mut()).is_pending());
             open.send(true).unwrap();
-            let second = second.await.unwrap().expect("known");
+            let second = second.await.expect("known");
             assert_eq!(second, first.await.unwrap());
             assert_eq!(second.map(|found| Verdict::clone(&found.verdict)), answer);
         }
