@@ -44,9 +44,9 @@ demo: ## two hosts, a real web server, the tunnel between them, and what happens
 	$(CARGO) build --release --locked --bins --example fake_aa
 	packaging/demo target/release
 
-bench: ## measure tng beside stunnel, haproxy and nginx (TNG_BENCH_ROUNDS=5, TNG_BENCH_QUICK=1)
+bench: ## measure tng beside stunnel, haproxy, nginx and plain mutual TLS (TNG_BENCH_ROUNDS=5, TNG_BENCH_HANDSHAKE_ROUNDS=41, TNG_BENCH_QUICK=1)
 	@packaging/install-packages $(BENCH_PACKAGES)
-	$(CARGO) bench --locked --bench tunnel
+	$(CARGO) bench --locked --no-fail-fast --bench tunnel --bench handshake
 
 completions: ## shell completions into target/completions
 	@mkdir -p target/completions

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use rustls::HandshakeKind;
 use tng::attest::SystemClock;
-use tng::config::{AsKind, AsService, Ra, TrustedSigners, Verify, VerifyProvider};
+use tng::config::{AsKind, AsService, Attest, AttestProvider, Ra, TrustedSigners, Verify, VerifyProvider};
 use tng::tls::{Channel, EndpointTls};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-use crate::common::{attest_sample, config, ra, verify_sample};
+use crate::common::{attest, config, ra, verify_sample};
+use crate::fakes::aa::{FakeAa, Mode as Agent};
 use crate::service::Service;
 use crate::ways::{Counters, Way};
 use crate::{Outcome, fakes};
@@ -20,6 +21,10 @@ use crate::{Outcome, fakes};
 pub const SERVER_NAME: &str = "server.bench.test";
 /// Longer than any run: a verdict that ended would make a cold handshake of a cached one.
 const VERDICT_TTL: Duration = Duration::from_secs(12 * 3600);
+/// The same of evidence: a newer certificate would have to be appraised.
+const REFRESH_INTERVAL: Duration = VERDICT_TTL;
+/// Evidence of TDX with its event log, and of SEV-SNP with its certificates, has about this size, bytes.
+const LARGE: usize = 16 * 1024;
 /// A handshake that takes longer is stuck.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(30);
 
@@ -38,6 +43,8 @@ pub enum Ends {
         client: Arc<EndpointTls>,
         /// The server.
         server: Arc<EndpointTls>,
+        /// Where their evidence comes from, if not from within.
+        _agent: Option<(FakeAa, tempfile::TempDir)>,
     },
 }
 
@@ -79,20 +86,30 @@ impl Ends {
         let end = |role: Ra| {
             let (endpoint, clock) = (config(role, HANDSHAKE_WITHIN), Arc::new(SystemClock));
             match way {
-                Way::ColdCertificate | Way::Cached => EndpointTls::rats_tls_only(&endpoint, clock),
-                Way::Confirmed => EndpointTls::without_resumption(&endpoint, clock),
+                Way::ColdCertificate | Way::Cached | Way::CachedLarge => EndpointTls::rats_tls_only(&endpoint, clock),
+                Way::Confirmed => EndpointTls::without_tickets(&endpoint, clock),
                 _ => EndpointTls::with_clock(&endpoint, clock),
             }
         };
-        let role = ra(Some(attest_sample()), Some(verify));
-        Ok(Self::Attested { client: end(role.clone())?, server: end(role)? })
+        let agent = match way {
+            Way::CachedLarge => {
+                let dir = tempfile::tempdir()?;
+                Some((FakeAa::start(&dir.path().join("aa.sock"), Agent::Padded(LARGE)), dir))
+            }
+            _ => None,
+        };
+        let sample = attest(REFRESH_INTERVAL);
+        let provider = agent.as_ref().map(|(agent, _)| AttestProvider::Aa { socket: agent.socket.clone() });
+        let attest = Attest { provider: provider.unwrap_or(sample.provider.clone()), ..sample };
+        let role = ra(Some(attest), Some(verify));
+        Ok(Self::Attested { client: end(role.clone())?, server: end(role)?, _agent: agent })
     }
 
     /// What the ends counted, client and server; nothing of plain ones.
     pub fn counters(&self) -> Vec<Counters> {
         match self {
             Self::Plain { .. } => Vec::new(),
-            Self::Attested { client, server } => {
+            Self::Attested { client, server, .. } => {
                 [client, server].into_iter().map(|end| Counters::of(&end.status())).collect()
             }
         }

@@ -43,11 +43,11 @@ impl Lane {
         Ok(Self { way, ends, listener: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await? })
     }
 
-    /// Makes connections until they come about as they are to. `false`: that cannot be had.
+    /// Makes connections until they come about as they are to.
     ///
     /// # Errors
-    /// Whatever else is done than this way may do: above all, more appraisals than one by each side.
-    pub async fn warm_up(&self, service: &mut Service) -> Outcome<bool> {
+    /// They do not; or it took more than one appraisal by each side to get there.
+    pub async fn warm_up(&self, service: &mut Service) -> Outcome<()> {
         let before = service.appraisals()?;
         let mut last = self.slice(AT_ONCE, service).await?.1;
         for _ in 1..WARM_UP_BATCHES {
@@ -60,11 +60,7 @@ impl Lane {
         if self.way.attests() && !self.way.is_cold() && appraisals != 2 {
             return Err(format!("{appraisals} appraisals instead of one by each side").into());
         }
-        match self.way.complaint(&last) {
-            Some(_) if self.way.resumes() && last.resumed == 0 => Ok(false),
-            Some(complaint) => Err(complaint.into()),
-            None => Ok(true),
-        }
+        self.way.complaint(&last).map_or(Ok(()), |complaint| Err(complaint.into()))
     }
 
     /// So many handshakes, [`AT_ONCE`] at a time.

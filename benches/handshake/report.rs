@@ -35,22 +35,22 @@ impl Spread {
 /// One line of the table.
 struct Line {
     way: Way,
-    /// Absent when no connection came about in this way.
+    /// Absent when it was left out.
     measured: Option<Measured>,
 }
 
 struct Measured {
     per_second: Spread,
     cpu_us: Spread,
-    /// CPU time by that of mutual TLS in the same round.
-    ratio: Spread,
+    /// CPU time by that of mutual TLS in the same round, where that was measured.
+    ratio: Option<Spread>,
 }
 
 impl Line {
     /// Whether the budget is kept, where there is one and the way was measured.
     fn kept(&self) -> Option<bool> {
         let (most, less) = self.way.budget()?;
-        let ratio = self.measured.as_ref()?.ratio.median;
+        let ratio = self.measured.as_ref()?.ratio?.median;
         Some(ratio < most || (!less && ratio <= most))
     }
 }
@@ -106,13 +106,16 @@ impl<'a> Report<'a> {
                 None => println!("{:<33}{:>10}   {:<22}{:<26}{budget}", line.way, "-", "-", "-"),
                 Some(m) => {
                     let cpu = format!("{:.0} [{:.0}-{:.0}]", m.cpu_us.median, m.cpu_us.low, m.cpu_us.high);
-                    let ratio = format!("{:.3} [{:.3}-{:.3}]", m.ratio.median, m.ratio.low, m.ratio.high);
+                    let by = |r: Spread| format!("{:.3} [{:.3}-{:.3}]", r.median, r.low, r.high);
+                    let ratio = m.ratio.map_or("-".to_owned(), by);
                     println!("{:<33}{:>10.0}   {cpu:<22}{ratio:<26}{budget}", line.way, m.per_second.median);
                 }
             }
         }
         if !s.judges() {
-            println!("Budgets are not judged: that takes a full run (11 rounds of 50 handshakes or more, not quick).");
+            println!(
+                "Budgets are not judged: that takes a full run (11 rounds of 50 handshakes or more, every way, not quick)."
+            );
         }
     }
 
@@ -154,7 +157,7 @@ impl<'a> Report<'a> {
                 json!({
                     "per_second": measured.map(|m| m.per_second.json()),
                     "cpu_us": measured.map(|m| m.cpu_us.json()),
-                    "cpu_by_mutual_tls": measured.map(|m| m.ratio.json()),
+                    "cpu_by_mutual_tls": measured.and_then(|m| m.ratio).map(Spread::json),
                     "budget": line.way.budget().map(|(most, less)| json!({ "ratio": most, "less": less, "kept": line.kept() })),
                     "rounds": samples,
                 }),
@@ -182,7 +185,7 @@ impl<'a> Report<'a> {
 fn measured(way: Way, rounds: &[BTreeMap<Way, Sample>]) -> Option<Measured> {
     let of = |value: fn(&Sample) -> f64| Spread::of(rounds.iter().filter_map(|r| r.get(&way).map(value)).collect());
     let pairs = rounds.iter().filter_map(|r| Some(r.get(&way)?.cpu_us / r.get(&Way::Mutual)?.cpu_us));
-    Some(Measured { per_second: of(|s| s.per_second)?, cpu_us: of(|s| s.cpu_us)?, ratio: Spread::of(pairs.collect())? })
+    Some(Measured { per_second: of(|s| s.per_second)?, cpu_us: of(|s| s.cpu_us)?, ratio: Spread::of(pairs.collect()) })
 }
 
 /// What repeats this run.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::Outcome;
+use crate::ways::Way;
 
 /// Connections that come about at once, in every way alike.
 pub const AT_ONCE: usize = 4;
@@ -13,6 +14,8 @@ pub struct Settings {
     pub rounds: usize,
     /// Handshakes in a slice.
     pub handshakes: usize,
+    /// What is measured.
+    pub ways: Vec<Way>,
     /// Few rounds and handshakes, budgets printed but not judged: for tests and while developing.
     pub quick: bool,
     /// The run is given up after this.
@@ -20,7 +23,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// `TNG_BENCH_HANDSHAKE_ROUNDS` (1-1000), `TNG_BENCH_HANDSHAKES` (1-400), `TNG_BENCH_QUICK=1`.
+    /// `TNG_BENCH_HANDSHAKE_ROUNDS` (1-1000), `TNG_BENCH_HANDSHAKES` (1-400), `TNG_BENCH_WAYS` (keys of the JSON, comma
+    /// separated; for profiling), `TNG_BENCH_QUICK=1`.
     /// Without cargo's `--bench` argument (`cargo test`) the run is quick.
     pub fn from_environment() -> Outcome<Self> {
         let quick = set("TNG_BENCH_QUICK").is_some_and(|v| v != "0") || !std::env::args().any(|a| a == "--bench");
@@ -28,13 +32,18 @@ impl Settings {
         let rounds = number("TNG_BENCH_HANDSHAKE_ROUNDS", 1000, rounds)?;
         // Each takes two of our descriptors, and 1024 are what a process has by default.
         let handshakes = number("TNG_BENCH_HANDSHAKES", 400, handshakes)?;
+        let ways = match set("TNG_BENCH_WAYS") {
+            None => Way::ALL.to_vec(),
+            Some(text) => text.split(',').map(|name| Way::named(name.trim())).collect::<Outcome<Vec<_>>>()?,
+        };
         // A round of 100 takes about a second on two cores; ten times that is not slow but stuck.
-        Ok(Self { rounds, handshakes, quick, deadline: Duration::from_secs(120 + 10 * rounds as u64) })
+        Ok(Self { rounds, handshakes, ways, quick, deadline: Duration::from_secs(120 + 10 * rounds as u64) })
     }
 
-    /// Whether budgets are judged: a full run.
+    /// Whether budgets are judged: a full run with everything in it.
     pub fn judges(&self) -> bool {
-        !self.quick && self.rounds >= 11 && self.handshakes >= 50
+        let all = Way::ALL.iter().all(|way| self.ways.contains(way));
+        all && !self.quick && self.rounds >= 11 && self.handshakes >= 50
     }
 }
 

@@ -5,6 +5,8 @@ use std::fmt;
 
 use tng::tls::TlsStatus;
 
+use crate::Outcome;
+
 /// How two ends come to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
@@ -20,6 +22,8 @@ pub enum Way {
     ColdSession,
     /// RATS-TLS with verdicts from the cache.
     Cached,
+    /// The same with evidence as large as that of real TEEs. For orientation.
+    CachedLarge,
     /// `tng/1`, each side confirms an earlier session in a full handshake.
     Confirmed,
     /// `tng/1` in a resumed TLS session.
@@ -52,6 +56,10 @@ pub struct Counters {
     pub certificate: u64,
     /// Connections with evidence about themselves.
     pub session: u64,
+    /// Connections that confirmed an earlier session.
+    pub confirmed: u64,
+    /// Connections that resumed one.
+    pub resumed: u64,
 }
 
 impl Counters {
@@ -62,6 +70,8 @@ impl Counters {
             hits: status.cache_hits,
             certificate: status.certificate_bound,
             session: status.session_bound,
+            confirmed: status.session_confirmed,
+            resumed: status.session_resumed,
         }
     }
 
@@ -72,19 +82,22 @@ impl Counters {
             hits: self.hits - before.hits,
             certificate: self.certificate - before.certificate,
             session: self.session - before.session,
+            confirmed: self.confirmed - before.confirmed,
+            resumed: self.resumed - before.resumed,
         }
     }
 }
 
 impl Way {
     /// In the order of the table.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::ServerOnly,
         Self::Mutual,
         Self::MutualResumed,
         Self::ColdCertificate,
         Self::ColdSession,
         Self::Cached,
+        Self::CachedLarge,
         Self::Confirmed,
         Self::Resumed,
     ];
@@ -98,9 +111,19 @@ impl Way {
             Self::ColdCertificate => ("rats_tls_cold", "RATS-TLS, cold"),
             Self::ColdSession => ("tng1_cold", "tng/1, cold"),
             Self::Cached => ("rats_tls_cached", "RATS-TLS, cached verdict"),
+            Self::CachedLarge => ("rats_tls_cached_16_kib", "the same, evidence of 16 KiB"),
             Self::Confirmed => ("tng1_confirmed", "tng/1, confirmed"),
             Self::Resumed => ("tng1_resumed", "tng/1, resumed"),
         }
+    }
+
+    /// The way with this key.
+    pub fn named(name: &str) -> Outcome<Self> {
+        let found = Self::ALL.into_iter().find(|way| way.names().0 == name);
+        Ok(found.ok_or_else(|| {
+            let all: Vec<_> = Self::ALL.iter().map(|way| way.names().0).collect();
+            format!("TNG_BENCH_WAYS: \"{name}\" is none of {}", all.join(", "))
+        })?)
     }
 
     /// Whether the ends are endpoints of tng.
@@ -130,14 +153,15 @@ impl Way {
     /// What is wrong with a slice: a figure counts only for connections that came about in this way, all of them.
     pub fn complaint(self, tally: &Tally) -> Option<String> {
         let n = tally.handshakes;
-        let each = |counters: Counters| vec![counters; 2];
-        let (appraisals, ends) = match self {
-            Self::ServerOnly | Self::Mutual | Self::MutualResumed => (0, Vec::new()),
-            Self::ColdCertificate => (2 * n, each(Counters { as_calls: n, hits: 0, certificate: n, session: 0 })),
-            Self::ColdSession => (2 * n, each(Counters { as_calls: n, hits: 0, certificate: 0, session: n })),
-            Self::Cached => (0, each(Counters { as_calls: 0, hits: n, certificate: n, session: 0 })),
-            Self::Confirmed | Self::Resumed => (0, each(Counters { as_calls: 0, hits: n, certificate: 0, session: 0 })),
+        let (appraisals, each) = match self {
+            Self::ServerOnly | Self::Mutual | Self::MutualResumed => (0, None),
+            Self::ColdCertificate => (2 * n, Some(Counters { as_calls: n, certificate: n, ..Counters::default() })),
+            Self::ColdSession => (2 * n, Some(Counters { as_calls: n, session: n, ..Counters::default() })),
+            Self::Cached | Self::CachedLarge => (0, Some(Counters { hits: n, certificate: n, ..Counters::default() })),
+            Self::Confirmed => (0, Some(Counters { hits: n, confirmed: n, ..Counters::default() })),
+            Self::Resumed => (0, Some(Counters { hits: n, resumed: n, ..Counters::default() })),
         };
+        let ends: Vec<Counters> = each.into_iter().flat_map(|counters| [counters; 2]).collect();
         let resumed = if self.resumes() { n } else { 0 };
         if tally.resumed != resumed {
             return Some(format!("{} of {n} sessions were resumed instead of {resumed}", tally.resumed));

@@ -1,9 +1,13 @@
 //! Verdicts are reused for one certificate under one policy, and made once for all who wait.
+//!
+//! The key holds the certificate's hash, so what was checked of its bytes needs no second look: it counts as long as the
+//! verdict does, which ends with the certificate at the latest.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 
@@ -18,11 +22,33 @@ pub struct CacheKey {
     pub policy: [u8; 32],
 }
 
-type Outcome = Result<Arc<Verdict>, VerifyError>;
+/// A verdict on a certificate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Appraised {
+    /// The verdict.
+    pub verdict: Arc<Verdict>,
+    /// The end of the certificate, which no verdict outlives.
+    pub not_after: SystemTime,
+}
+
+type Outcome = Result<Appraised, VerifyError>;
 
 enum Slot {
-    Ready(Arc<Verdict>),
+    Ready(Appraised, SystemTime),
     Flight(watch::Receiver<Option<Outcome>>),
+}
+
+impl Slot {
+    /// The verdict, unless it is over. A clock that was set back behind the moment at which it was kept says nothing
+    /// about how old it is, nor that the certificate is valid already.
+    fn ready(&self, now: SystemTime) -> Option<&Appraised> {
+        match self {
+            Self::Ready(found, kept) if *kept <= now && now < found.verdict.expires_at.min(found.not_after) => {
+                Some(found)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Bounded cache; refusals live no longer than the flight that found them.
@@ -37,6 +63,7 @@ pub struct VerdictCache {
 struct Landing {
     slots: Arc<Mutex<HashMap<CacheKey, Slot>>>,
     key: CacheKey,
+    clock: Arc<dyn Clock>,
     outcome: Option<Outcome>,
     tell: watch::Sender<Option<Outcome>>,
 }
@@ -49,7 +76,7 @@ impl Drop for Landing {
             // Not ours any more when the cache was cleared meanwhile.
             if matches!(slots.get(&self.key), Some(Slot::Flight(rx)) if rx.same_channel(&self.tell.subscribe())) {
                 match &outcome {
-                    Ok(verdict) => slots.insert(self.key, Slot::Ready(verdict.clone())),
+                    Ok(found) => slots.insert(self.key, Slot::Ready(found.clone(), self.clock.now())),
                     Err(_) => slots.remove(&self.key),
                 };
             }
@@ -70,11 +97,12 @@ impl VerdictCache {
     }
 
     /// Keeps a verdict that was made without the cache, unless an appraisal is under way.
-    pub fn put(&self, key: CacheKey, verdict: Arc<Verdict>) {
+    pub fn put(&self, key: CacheKey, found: Appraised) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
         let under_way = matches!(slots.get(&key), Some(Slot::Flight(_)));
-        if !under_way && (slots.contains_key(&key) || make_room(&mut slots, self.capacity, self.clock.now()).is_ok()) {
-            slots.insert(key, Slot::Ready(verdict));
+        if !under_way && (slots.contains_key(&key) || make_room(&mut slots, self.capacity, now).is_ok()) {
+            slots.insert(key, Slot::Ready(found, now));
         }
     }
 
@@ -87,59 +115,82 @@ impl VerdictCache {
     /// Forgets the verdict for `key`: the peer was refused since.
     pub fn forget(&self, key: &CacheKey) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(slots.get(key), Some(Slot::Ready(_))) {
+        if matches!(slots.get(key), Some(Slot::Ready(..))) {
             slots.remove(key);
         }
     }
 
-    /// The verdict for `key`: from the cache, from an appraisal already under way, or from `appraise`, which
-    /// runs in a task of its own so that one caller's end does not end it for the others.
-    pub async fn get<F>(&self, key: CacheKey, appraise: impl FnOnce() -> F) -> Outcome
+    /// What is known of `key` without its certificate being looked into: a verdict, or what an appraisal that is under
+    /// way ends in. `None`: nothing, so it has to be.
+    pub async fn known(&self, key: &CacheKey) -> Option<Outcome> {
+        let flight = {
+            let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            match slots.get(key)? {
+                Slot::Flight(flight) => flight.clone(),
+                ready => return ready.ready(self.clock.now()).map(|found| Ok(self.reused(found))),
+            }
+        };
+        Some(landed(flight).await)
+    }
+
+    /// The verdict for `key`: what is known of it, or what `appraise` ends in, which runs in a task of its own so that
+    /// one caller's end does not end it for the others. `not_after`: the end of the certificate.
+    pub async fn get<F>(&self, key: CacheKey, not_after: SystemTime, appraise: impl FnOnce() -> F) -> Outcome
     where
         F: Future<Output = Result<Verdict, VerifyError>> + Send + 'static,
     {
-        let mut flight = {
+        let flight = {
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
             let now = self.clock.now();
-            match slots.get(&key) {
-                Some(Slot::Ready(v)) if v.expires_at > now => {
-                    self.hits.fetch_add(1, Ordering::Relaxed);
-                    return Ok(v.clone());
-                }
-                Some(Slot::Flight(rx)) => rx.clone(),
+            let known = slots.get(&key);
+            if let Some(found) = known.and_then(|slot| slot.ready(now)) {
+                return Ok(self.reused(found));
+            }
+            match known {
+                Some(Slot::Flight(flight)) => flight.clone(),
                 _ => {
                     make_room(&mut slots, self.capacity, now)?;
-                    let (tx, rx) = watch::channel(None);
-                    slots.insert(key, Slot::Flight(rx.clone()));
-                    let mut landing = Landing { slots: self.slots.clone(), key, outcome: None, tell: tx };
+                    let (tell, flight) = watch::channel(None);
+                    slots.insert(key, Slot::Flight(flight.clone()));
+                    let (slots, clock) = (self.slots.clone(), self.clock.clone());
+                    let mut landing = Landing { slots, key, clock, outcome: None, tell };
                     let work = appraise();
                     tokio::spawn(async move {
-                        landing.outcome = Some(work.await.map(Arc::new));
+                        let made = work.await;
+                        landing.outcome = Some(made.map(|v| Appraised { verdict: Arc::new(v), not_after }));
                         drop(landing);
                     });
-                    rx
+                    flight
                 }
             }
         };
-        let outcome = flight.wait_for(Option::is_some).await.map_err(|_| VerifyError::Internal)?;
-        outcome.clone().unwrap_or(Err(VerifyError::Internal))
+        landed(flight).await
+    }
+
+    fn reused(&self, found: &Appraised) -> Appraised {
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        found.clone()
     }
 }
 
-fn make_room(
-    slots: &mut HashMap<CacheKey, Slot>,
-    capacity: usize,
-    now: std::time::SystemTime,
-) -> Result<(), VerifyError> {
+/// Waits for what an appraisal ends in.
+async fn landed(mut flight: watch::Receiver<Option<Outcome>>) -> Outcome {
+    let outcome = flight.wait_for(Option::is_some).await.map_err(|_| VerifyError::Internal)?;
+    outcome.clone().unwrap_or(Err(VerifyError::Internal))
+}
+
+fn make_room(slots: &mut HashMap<CacheKey, Slot>, capacity: usize, now: SystemTime) -> Result<(), VerifyError> {
     if slots.len() < capacity {
         return Ok(());
     }
-    slots.retain(|_, s| !matches!(s, Slot::Ready(v) if v.expires_at <= now));
+    slots.retain(|_, s| !matches!(s, Slot::Ready(found, _) if found.verdict.expires_at <= now));
     while slots.len() >= capacity {
         // The verdict that would have ended first; appraisals under way are never thrown away.
         let first = slots
             .iter()
-            .filter_map(|(k, s)| if let Slot::Ready(v) = s { Some((v.expires_at, *k)) } else { None })
+            .filter_map(
+                |(k, s)| if let Slot::Ready(found, _) = s { Some((found.verdict.expires_at, *k)) } else { None },
+            )
             .min_by_key(|(at, _)| *at);
         let Some((_, key)) = first else { return Err(VerifyError::Busy) };
         slots.remove(&key);
@@ -151,7 +202,7 @@ fn make_room(
 mod tests {
     use super::*;
     use crate::attest::SystemClock;
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     fn key(n: u8) -> CacheKey {
         CacheKey { certificate: [n; 32], policy: [0; 32] }
@@ -172,6 +223,13 @@ mod tests {
         }
     }
 
+    fn later() -> SystemTime {
+        SystemTime::now() + Duration::from_secs(3600)
+    }
+    fn found(ttl: i64) -> Appraised {
+        Appraised { verdict: Arc::new(verdict(ttl)), not_after: later() }
+    }
+
     #[tokio::test]
     async fn a_thousand_at_once_cause_one_appraisal() {
         let cache = Arc::new(VerdictCache::new(8, Arc::new(SystemClock)));
@@ -182,7 +240,7 @@ mod tests {
                 let (cache, calls, mut gate) = (cache.clone(), calls.clone(), gate.clone());
                 tokio::spawn(async move {
                     cache
-                        .get(key(1), || async move {
+                        .get(key(1), later(), || async move {
                             calls.fetch_add(1, Ordering::SeqCst);
                             gate.wait_for(|g| *g).await.unwrap();
                             Ok(verdict(60))
@@ -201,10 +259,13 @@ mod tests {
     #[tokio::test]
     async fn refusals_and_expired_verdicts_are_not_reused() {
         let cache = VerdictCache::new(8, Arc::new(SystemClock));
-        assert_eq!(cache.get(key(1), || async { Err(VerifyError::AsTimeout) }).await, Err(VerifyError::AsTimeout));
-        assert!(cache.get(key(1), || async { Ok(verdict(-1)) }).await.is_ok());
-        assert!(cache.get(key(1), || async { Ok(verdict(60)) }).await.is_ok());
-        assert!(cache.get(key(1), || async { Err(VerifyError::AsTimeout) }).await.is_ok(), "reused");
+        assert_eq!(
+            cache.get(key(1), later(), || async { Err(VerifyError::AsTimeout) }).await,
+            Err(VerifyError::AsTimeout)
+        );
+        assert!(cache.get(key(1), later(), || async { Ok(verdict(-1)) }).await.is_ok());
+        assert!(cache.get(key(1), later(), || async { Ok(verdict(60)) }).await.is_ok());
+        assert!(cache.get(key(1), later(), || async { Err(VerifyError::AsTimeout) }).await.is_ok(), "reused");
         assert_eq!(cache.hits(), 1);
     }
 
@@ -212,27 +273,61 @@ mod tests {
     async fn a_panicking_appraisal_refuses_and_the_next_one_works() {
         let cache = VerdictCache::new(8, Arc::new(SystemClock));
         let boom = || async { if true { panic!("appraisal") } else { Ok(verdict(1)) } };
-        assert_eq!(cache.get(key(1), boom).await, Err(VerifyError::Internal));
-        assert!(cache.get(key(1), || async { Ok(verdict(60)) }).await.is_ok());
+        assert_eq!(cache.get(key(1), later(), boom).await, Err(VerifyError::Internal));
+        assert!(cache.get(key(1), later(), || async { Ok(verdict(60)) }).await.is_ok());
     }
 
     #[tokio::test]
     async fn a_renewed_verdict_is_reused_and_a_forgotten_one_is_not() {
         let cache = VerdictCache::new(2, Arc::new(SystemClock));
-        cache.put(key(1), Arc::new(verdict(60)));
-        assert!(cache.get(key(1), || async { Err(VerifyError::AsTimeout) }).await.is_ok());
+        cache.put(key(1), found(60));
+        assert!(cache.get(key(1), later(), || async { Err(VerifyError::AsTimeout) }).await.is_ok());
         cache.forget(&key(1));
-        assert_eq!(cache.get(key(1), || async { Err(VerifyError::AsTimeout) }).await, Err(VerifyError::AsTimeout));
+        assert_eq!(
+            cache.get(key(1), later(), || async { Err(VerifyError::AsTimeout) }).await,
+            Err(VerifyError::AsTimeout)
+        );
         for n in 0..9 {
-            cache.put(key(n), Arc::new(verdict(60)));
+            cache.put(key(n), found(60));
         }
         assert_eq!(cache.slots.lock().unwrap().len(), 2);
     }
 
     #[tokio::test]
+    async fn what_is_known_is_a_verdict_or_what_an_appraisal_under_way_ends_in() {
+        let cache = Arc::new(VerdictCache::new(8, Arc::new(SystemClock)));
+        assert_eq!(cache.known(&key(1)).await, None);
+        cache.put(key(1), found(-1));
+        assert_eq!(cache.known(&key(1)).await, None, "a verdict that is over");
+        for (n, answer) in [(2, Ok(verdict(60))), (3, Err(VerifyError::AsTimeout))] {
+            let (open, mut gate) = watch::channel(false);
+            let (asked, reached) = tokio::sync::oneshot::channel();
+            let (first, ends) = (cache.clone(), answer.clone());
+            let first = tokio::spawn(async move {
+                let work = || async move {
+                    asked.send(()).unwrap();
+                    gate.wait_for(|g| *g).await.unwrap();
+                    ends
+                };
+                first.get(key(n), later(), work).await
+            });
+            reached.await.unwrap();
+            let mine = key(n);
+            let mut second = std::pin::pin!(cache.known(&mine));
+            assert!(futures_util::poll!(second.as_mut()).is_pending());
+            open.send(true).unwrap();
+            let second = second.await.expect("known");
+            assert_eq!(second, first.await.unwrap());
+            assert_eq!(second.map(|found| Verdict::clone(&found.verdict)), answer);
+        }
+        assert!(cache.known(&key(2)).await.is_some_and(|found| found.is_ok()));
+        assert_eq!(cache.known(&key(3)).await, None, "a refusal is not kept");
+    }
+
+    #[tokio::test]
     async fn a_cleared_cache_keeps_nothing_not_even_what_is_under_way() {
         let cache = Arc::new(VerdictCache::new(8, Arc::new(SystemClock)));
-        cache.put(key(2), Arc::new(verdict(60)));
+        cache.put(key(2), found(60));
         let (open, gate) = watch::channel(false);
         let wait = |mut gate: watch::Receiver<bool>| async move {
             gate.wait_for(|g| *g).await.unwrap();
@@ -246,7 +341,7 @@ mod tests {
                     asked.send(()).unwrap();
                     wait(gate)
                 };
-                cache.get(key(1), work).await
+                cache.get(key(1), later(), work).await
             })
         };
         started.await.unwrap();
@@ -254,7 +349,10 @@ mod tests {
         open.send(true).unwrap();
         assert!(first.await.unwrap().is_ok(), "who waited is answered");
         for n in [1, 2] {
-            assert_eq!(cache.get(key(n), || async { Err(VerifyError::AsTimeout) }).await, Err(VerifyError::AsTimeout));
+            assert_eq!(
+                cache.get(key(n), later(), || async { Err(VerifyError::AsTimeout) }).await,
+                Err(VerifyError::AsTimeout)
+            );
         }
     }
 
@@ -262,7 +360,7 @@ mod tests {
     async fn the_cache_is_bounded() {
         let cache = VerdictCache::new(4, Arc::new(SystemClock));
         for n in 0..50 {
-            cache.get(key(n), || async { Ok(verdict(60)) }).await.unwrap();
+            cache.get(key(n), later(), || async { Ok(verdict(60)) }).await.unwrap();
         }
         assert!(cache.slots.lock().unwrap().len() <= 4);
     }

@@ -36,7 +36,7 @@ pub(crate) use binding::{EXPORTER, NONCE, PUBKEY_HASH};
 pub use binding::{RuntimeData, json_contains};
 pub(crate) use builtin::collateral_problem;
 pub use builtin::{BuiltinError, BuiltinVerifier, CollateralStatus, Look, look};
-pub use cache::{CacheKey, VerdictCache};
+pub use cache::{Appraised, CacheKey, VerdictCache};
 pub(crate) use claims::printable as printable_claims;
 pub use clock::{Clock, SystemClock};
 pub use credential::Credential;

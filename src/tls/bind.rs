@@ -9,8 +9,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsStream;
 
+use super::appraisal::{Appraisal, appraise};
 use super::certificate::VALIDITY;
-use super::endpoint::{Appraisal, appraise};
 use super::identity::Fixed;
 use super::peer::PeerCertificate;
 use super::session::{Asker, BoundSession, Exchange, Outcome, Proven, Prover, SessionError, Turn};

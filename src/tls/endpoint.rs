@@ -2,34 +2,28 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use rustls::server::Acceptor;
 use rustls::{ClientConfig, ServerConfig};
 use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
 
+use super::appraisal::Appraisal;
 use super::bind::{self, BindingCounts, LetIn, Origin, Proving};
 use super::certificate::fingerprint;
 use super::identity::{Fixed, IdentityStore};
-use super::peer::PeerCertificate;
 use super::resumption::{AsClient, AsServer, Handshake, Ticketing, Tickets};
 use super::rules::{Oversight, Rules, Settings};
-use super::session::{BoundSession, SessionError, Sessions};
+use super::session::SessionError;
 use super::snapshot::Snapshot;
 use super::standing::{Standing, Standings};
-use super::status::{AttestStatus, FailureStatus, Ledger, TlsStatus, VerifyStatus, unix};
-use super::{Alpn, Channel, ChannelError, Peer, PeerError, config, peer, providers};
-use crate::attest::{CacheKey, Clock, Credential, SystemClock, Verdict, VerdictCache, Verifier, VerifyError};
-use crate::config::{Attest, Endpoint, Model, Verify};
-
-/// Verdicts kept by one endpoint.
-const CACHE_CAPACITY: usize = 1024;
-/// Peers of open connections that are appraised again at once.
-const MAX_RENEWALS: usize = 16;
+use super::status::{AttestStatus, FailureStatus, Ledger, TlsStatus, unix};
+use super::{Alpn, Channel, ChannelError, Peer, PeerError, config, providers};
+use crate::attest::{Appraised, Clock, SystemClock};
+use crate::config::{Attest, Endpoint, Verify};
 
 /// TLS and attestation of one endpoint: made once, shared by all its connections.
 pub struct EndpointTls {
@@ -50,39 +44,6 @@ pub struct EndpointTls {
     counts: BindingCounts,
     /// Absent when sessions are not bound, or not resumed.
     tickets: Option<Tickets>,
-}
-
-/// What this side demands of the peer.
-pub(super) struct Appraisal {
-    pub(super) verifier: Arc<dyn Verifier>,
-    /// Verdicts on certificates, as RATS-TLS shows them.
-    pub(super) cache: VerdictCache,
-    /// Sessions bound by `tng/1`.
-    pub(super) sessions: Sessions,
-    policy: [u8; 32],
-    policy_ids: Vec<String>,
-    pub(super) model: Model,
-    allow_sample: bool,
-    pub(super) verdict_ttl: Duration,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) deadline: Duration,
-    pub(super) renewals: Semaphore,
-}
-
-/// A new verdict on `shown`. Zero `ttl` is for verdicts that are not reused: only token and certificate end them.
-pub(super) async fn appraise(
-    verifier: Arc<dyn Verifier>,
-    shown: PeerCertificate,
-    now: SystemTime,
-    ttl: Duration,
-) -> Result<Verdict, VerifyError> {
-    let mut verdict = match &shown.credential {
-        Credential::Evidence(evidence) => verifier.appraise(evidence, &shown.expected).await?,
-        Credential::Token(token) => verifier.check_token(token, &shown.expected).await?,
-    };
-    let by_ttl = if ttl.is_zero() { None } else { now.checked_add(ttl) };
-    verdict.expires_at = verdict.expires_at.min(by_ttl.unwrap_or(shown.not_after)).min(shown.not_after);
-    Ok(verdict)
 }
 
 pub(super) fn setup(e: impl std::fmt::Display) -> ChannelError {
@@ -296,11 +257,8 @@ impl EndpointTls {
 
     /// Appraises the peer that showed `der`; an affirmed one stays while its standing lasts.
     async fn admit(&self, appraisal: &Arc<Appraisal>, der: &[u8]) -> Result<Arc<Standing>, ChannelError> {
-        // Also for a verdict from the cache: the certificate may have ended since.
-        let shown = peer::inspect(der, appraisal.model, self.clock.now())?;
-        let not_after = shown.not_after;
         let key = appraisal.key(der);
-        let verdict = appraisal.of(key, shown).await?;
+        let Appraised { verdict, not_after } = appraisal.of(key, der).await?;
         Ok(self.oversight.admit_certificate(key.certificate, der, not_after, verdict))
     }
 
@@ -325,8 +283,7 @@ impl EndpointTls {
             tickets.clear();
         }
         if let Some(appraisal) = &self.appraisal {
-            appraisal.cache.clear();
-            appraisal.sessions.clear();
+            appraisal.forget_all();
         }
     }
 
@@ -339,7 +296,7 @@ impl EndpointTls {
             as_calls: self.appraisal.as_ref().map_or(0, |a| a.verifier.calls()),
             as_failovers: self.appraisal.as_ref().map_or(0, |a| a.verifier.failovers()),
             as_latency: self.appraisal.as_ref().and_then(|a| a.verifier.latency()),
-            cache_hits: self.appraisal.as_ref().map_or(0, |a| a.cache.hits()) + confirmed + resumed,
+            cache_hits: self.appraisal.as_ref().map_or(0, |a| a.hits()) + confirmed + resumed,
             aa_calls: self.proving.as_ref().map_or(0, |p| p.attester.calls()),
             aa_latency: self.proving.as_ref().and_then(|p| p.attester.latency()),
             token_latency: self.proving.as_ref().and_then(|p| p.attester.token_latency()),
@@ -375,57 +332,6 @@ impl EndpointTls {
                 error: f.error.to_string(),
             }),
             failures: now.failures,
-        }
-    }
-}
-
-impl Appraisal {
-    fn new(endpoint: &Endpoint, verify: &Verify, clock: Arc<dyn Clock>) -> Result<Self, ChannelError> {
-        let verifier = providers::verifier(endpoint, verify, clock.clone())?;
-        let policy =
-            serde_json::json!([verifier.provider(), verify.policy_ids, verify.allow_sample, verify.model.to_string()]);
-        Ok(Self {
-            verifier,
-            cache: VerdictCache::new(CACHE_CAPACITY, clock.clone()),
-            sessions: Sessions::new(CACHE_CAPACITY),
-            policy: fingerprint(policy.to_string().as_bytes()),
-            policy_ids: verify.policy_ids.clone(),
-            model: verify.model,
-            allow_sample: verify.allow_sample,
-            verdict_ttl: verify.verdict_ttl,
-            clock,
-            deadline: endpoint.limits.handshake_timeout,
-            renewals: Semaphore::new(MAX_RENEWALS),
-        })
-    }
-
-    /// Whether later connections may refer to this session.
-    pub(super) fn still_bound(&self, session: &BoundSession) -> bool {
-        session.lasts(self.clock.now()) && self.sessions.holds(session)
-    }
-
-    pub(super) fn key(&self, der: &[u8]) -> CacheKey {
-        CacheKey { certificate: fingerprint(der), policy: self.policy }
-    }
-
-    /// The verdict on the certificate behind `key`, or why there is none.
-    async fn of(&self, key: CacheKey, shown: PeerCertificate) -> Result<Arc<Verdict>, ChannelError> {
-        let appraise = appraise(self.verifier.clone(), shown, self.clock.now(), self.verdict_ttl);
-        if self.verdict_ttl.is_zero() {
-            return Ok(Arc::new(appraise.await?));
-        }
-        Ok(self.cache.get(key, || appraise).await?)
-    }
-
-    fn status(&self) -> VerifyStatus {
-        VerifyStatus {
-            provider: self.verifier.provider(),
-            model: self.model.to_string(),
-            policy_ids: self.policy_ids.clone(),
-            trust_anchor: self.verifier.trust_anchor(),
-            allow_sample: self.allow_sample,
-            services: self.verifier.services(),
-            collateral: self.verifier.collateral(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Keys, certificates with evidence, rustls configurations, and the attested channel.
 
+mod appraisal;
 mod bind;
 mod certificate;
 mod config;

@@ -19,7 +19,8 @@ use tokio::sync::Semaphore;
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::certificate::{self, Made, VALIDITY};
-use super::endpoint::{appraise, setup};
+use super::appraisal::appraise;
+use super::endpoint::setup;
 use super::peer::PeerCertificate;
 use super::session::{Asker, BoundSession, Exchange, Proven, Prover, SessionError, Turn};
 use super::{Alpn, ChannelError, PeerError, bind, config, peer, providers};

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use super::SessionError;
-use super::endpoint::Appraisal;
+use super::appraisal::Appraisal;
 use super::identity::Fixed;
 use super::session::BoundSession;
 use held::{Held, Place, Settled, Wallet};

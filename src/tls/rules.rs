@@ -10,13 +10,13 @@ use async_trait::async_trait;
 use tokio::time::timeout;
 
 use super::certificate::fingerprint;
-use super::endpoint::{Appraisal, appraise};
+use super::appraisal::{Appraisal, appraise};
 use super::session::{BoundSession, SessionError};
 use super::snapshot::Snapshot;
 use super::standing::{Entry, Judge, Shown, Standing, Standings};
 use super::status::TlsStatus;
 use super::{Alpn, ChannelError, PeerError, peer};
-use crate::attest::{Clock, Verdict, VerifyError};
+use crate::attest::{Appraised, Clock, Verdict, VerifyError};
 use crate::config::{Ra, Verify};
 
 /// Peers of an endpoint that verifies nobody stand under one of these; no hash of anything real is so.
@@ -88,7 +88,13 @@ impl Appraisal {
     async fn judge_certificate(&self, der: &[u8]) -> Result<Arc<Verdict>, ChannelError> {
         let now = self.clock.now();
         let shown = peer::inspect(der, self.model, now)?;
-        Ok(Arc::new(appraise(self.verifier.clone(), shown, now, self.verdict_ttl).await?))
+        let not_after = shown.not_after;
+        let verdict = Arc::new(appraise(self.verifier.clone(), shown, now, self.verdict_ttl).await?);
+        if !self.verdict_ttl.is_zero() {
+            // New connections of the peer are let in by what was found now.
+            self.cache.put(self.key(der), Appraised { verdict: verdict.clone(), not_after });
+        }
+        Ok(verdict)
     }
 
     /// The evidence of a bound session says nothing newer of the peer than it did; that the peer is still the one it
@@ -99,16 +105,15 @@ impl Appraisal {
         Ok(Arc::new(appraise(self.verifier.clone(), shown, now, self.verdict_ttl).await?))
     }
 
-    /// New connections of the peer are let in or refused by what was found now.
+    /// New connections of a peer that is refused are not let in by what was found before.
     fn note(&self, shown: &Shown, outcome: &Result<Arc<Verdict>, ChannelError>) {
-        let refused = outcome.as_ref().is_err_and(ChannelError::is_about_peer);
-        match (shown, outcome) {
-            (Shown::Certificate(der), Ok(verdict)) if !self.verdict_ttl.is_zero() => {
-                self.cache.put(self.key(der), verdict.clone());
-            }
-            (Shown::Certificate(der), Err(_)) if refused => self.cache.forget(&self.key(der)),
-            (Shown::Session(session), Err(_)) if refused => self.sessions.forget(session),
-            _ => {}
+        if !outcome.as_ref().is_err_and(ChannelError::is_about_peer) {
+            return;
+        }
+        match shown {
+            Shown::Certificate(der) => self.cache.forget(&self.key(der)),
+            Shown::Session(session) => self.sessions.forget(session),
+            Shown::Nothing { .. } => {}
         }
     }
 }

@@ -26,6 +26,8 @@ pub enum Mode {
     Device,
     /// The same whose evidence is made over nothing, as TNG 2.8 asks for it.
     UnboundDevice,
+    /// Sample evidence with so many bytes more, to be as large as that of a real TEE.
+    Padded(usize),
     /// Sample evidence for report data that was recorded elsewhere: evidence of another key.
     OtherKey,
     /// The recorded answer to a call that failed inside the agent.
@@ -125,8 +127,12 @@ pub fn reply(mode: Mode, request: &Request) -> Vec<u8> {
         (_, "GetTeeType") => recorded_answer("GetTeeType"),
         (Mode::OtherKey, "GetEvidence") => recorded_answer(OTHER_KEYS_EVIDENCE),
         (_, "GetEvidence") => {
-            let data = Field1::decode(&request.payload[..]).unwrap().value;
-            good(format!(r#"{{"report_data":"{}","svn":"1"}}"#, BASE64_STANDARD.encode(data)).into_bytes())
+            let data = BASE64_STANDARD.encode(Field1::decode(&request.payload[..]).unwrap().value);
+            let padding = match mode {
+                Mode::Padded(bytes) => format!(r#","padding":"{}""#, "x".repeat(bytes)),
+                _ => String::new(),
+            };
+            good(format!(r#"{{"report_data":"{data}","svn":"1"{padding}}}"#).into_bytes())
         }
         (Mode::Device | Mode::UnboundDevice, "GetAdditionalEvidence") => {
             let data = Field1::decode(&request.payload[..]).unwrap().value;
@@ -134,7 +140,7 @@ pub fn reply(mode: Mode, request: &Request) -> Vec<u8> {
             let evidence = format!(r#"{{"report_data":"{}","svn":"2"}}"#, BASE64_STANDARD.encode(data));
             good(format!(r#"{{"sampledevice":{evidence}}}"#).into_bytes())
         }
-        (Mode::Good, "GetAdditionalEvidence") => recorded_answer(NO_DEVICE),
+        (Mode::Good | Mode::Padded(_), "GetAdditionalEvidence") => recorded_answer(NO_DEVICE),
         _ => recorded_answer("NoSuchMethod"),
     }
 }

@@ -11,7 +11,7 @@ use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
 use super::{Of, stands};
-use crate::tls::endpoint::Appraisal;
+use crate::tls::appraisal::Appraisal;
 
 /// Tickets in all. rustls keeps the server's certificates with each, 64 KiB at most and rarely a quarter of that, and
 /// what the server wrote into it.
