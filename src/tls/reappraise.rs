@@ -157,10 +157,13 @@ impl Watch {
             // All peers of the endpoint are asked about now.
             let left = ends.duration_since(now).unwrap_or_default();
             now + rules.spread.min(left / 2).mul_f64(spread())
+        } else if let Some((_, by)) = condition.failed.filter(|_| self.not_after <= now) {
+            // A certificate that is over cannot be appraised.
+            now + by.saturating_duration_since(Instant::now())
         } else if condition.term != term || condition.failed.is_some() {
             now + pause
         } else if ends >= self.not_after {
-            // A certificate that is over cannot be appraised: its end is the end.
+            // Its end is the end.
             ends
         } else {
             ends - lead.mul_f64(1.0 - spread() / 4.0)
