@@ -6,6 +6,7 @@ mod config;
 mod endpoint;
 mod error;
 mod identity;
+mod known;
 mod peer;
 mod providers;
 mod reappraise;

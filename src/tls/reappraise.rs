@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::standing::{Condition, Counts, Fate, InForce, Shared, Shown, Withdrawn, spread};
+use super::known::{Condition, Counts, Fate, Shared};
+use super::standing::{InForce, Shown, Withdrawn, spread};
 use super::{ChannelError, PeerError};
 use crate::attest::Clock;
 
