@@ -244,20 +244,22 @@ async fn who_is_affirmed_again_in_the_grace_lives_on() {
 async fn a_service_that_is_silent_after_the_reload_does_not_prolong_the_old_verdict() {
     let brief = Duration::from_secs(3);
     let service = FakeAs::start("127.0.0.1:0", AFFIRMING).await;
-    let with = |policy| {
-        let mut ra = demands(&service, policy);
+    let silent = FakeAs::start("127.0.0.1:0", As::Silent).await;
+    let by = |service| {
+        let mut ra = demands(service, "default");
         ra.verify.as_mut().expect("verify").verdict_ttl = brief;
         ra
     };
-    let tunnel = Tunnel::new(Side::Ingress, with("default"), attests(), Speaks::RatsTls).await;
+    let tunnel = Tunnel::new(Side::Ingress, by(&service), attests(), Speaks::RatsTls).await;
     let begun = Instant::now();
     let mut stream = tunnel.open().await;
-    service.set(As::Silent);
-    tunnel.ingress.reload(with("stricter"));
+    // The one that was asked before would affirm for ever.
+    tunnel.ingress.reload(by(&silent));
     assert!(alive(&mut stream).await, "nobody has said anything against it");
     reset(&mut stream).await;
     assert!(begun.elapsed() >= brief - Duration::from_millis(500), "{:?}", begun.elapsed());
     eventually("a record", || ended(&tunnel.ingress.plane, "verdict-expired") == 1).await;
+    assert_eq!(service.appraisals(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
