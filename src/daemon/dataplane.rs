@@ -171,7 +171,7 @@ impl DataPlane {
                 worker.remove();
             }
         }
-        let heirs: Vec<_> = next.iter().map(|(_, runtime, listeners)| heir(runtime, listeners)).collect();
+        let heirs: Vec<_> = next.iter().map(|(_, runtime, listeners)| Heir::of(runtime, listeners)).collect();
         self.lineage.hand_over(&heirs);
         next.iter().for_each(|(_, runtime, _)| runtime.tunnel.reloaded());
         // Handshakes under way may still be made by those that were replaced.
@@ -390,12 +390,6 @@ impl DataPlane {
             })
             .collect()
     }
-}
-
-fn heir(runtime: &EndpointRuntime, listeners: &[Arc<Listening>]) -> Heir {
-    let Endpoint { name, side, .. } = &runtime.endpoint;
-    let at = listeners.iter().map(|l| l.local).collect();
-    Heir { name: name.clone(), side: *side, at, tunnel: runtime.tunnel.clone() }
 }
 
 fn listen(bound: BoundListener) -> Result<Listening, DataPlaneError> {

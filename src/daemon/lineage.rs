@@ -3,17 +3,28 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::config::{EndpointName, Side};
+use super::endpoint::EndpointRuntime;
+use super::worker::Listening;
+use crate::config::{Endpoint, EndpointName, Side};
 use crate::relay::TunnelSide;
 use crate::tls::WeakStandings;
 
 /// An endpoint that a reload brings or leaves.
 pub(super) struct Heir {
-    pub name: EndpointName,
-    pub side: Side,
+    name: EndpointName,
+    side: Side,
     /// Where it listens.
-    pub at: Vec<SocketAddr>,
-    pub tunnel: Arc<dyn TunnelSide>,
+    at: Vec<SocketAddr>,
+    tunnel: Arc<dyn TunnelSide>,
+}
+
+impl Heir {
+    /// The endpoint of `runtime`, with these listeners.
+    pub(super) fn of(runtime: &EndpointRuntime, listeners: &[Arc<Listening>]) -> Self {
+        let Endpoint { name, side, .. } = &runtime.endpoint;
+        let at = listeners.iter().map(|l| l.local).collect();
+        Self { name: name.clone(), side: *side, at, tunnel: runtime.tunnel.clone() }
+    }
 }
 
 /// An endpoint that is there, or was, with the peers of its open connections.

@@ -7,6 +7,7 @@ mod config;
 mod endpoint;
 mod error;
 mod identity;
+mod known;
 mod peer;
 pub mod probe;
 mod providers;

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::standing::{Condition, Counts, Fate, InForce, Shared, Shown, Withdrawn, spread};
+use super::known::{Condition, Counts, Fate, Shared};
+use super::standing::{InForce, Shown, Withdrawn, spread};
 use super::{ChannelError, PeerError};
 use crate::attest::Clock;
 
@@ -157,10 +158,13 @@ impl Watch {
             // All peers of the endpoint are asked about now.
             let left = ends.duration_since(now).unwrap_or_default();
             now + rules.spread.min(left / 2).mul_f64(spread())
+        } else if let Some((_, by)) = condition.failed.filter(|_| self.not_after <= now) {
+            // A certificate that is over cannot be appraised.
+            now + by.saturating_duration_since(Instant::now())
         } else if condition.term != term || condition.failed.is_some() {
             now + pause
         } else if ends >= self.not_after {
-            // A certificate that is over cannot be appraised: its end is the end.
+            // Its end is the end.
             ends
         } else {
             ends - lead.mul_f64(1.0 - spread() / 4.0)

@@ -1,5 +1,7 @@
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::time::Instant;
 
 use super::*;
 use crate::attest::VerifyError;
