@@ -15,7 +15,8 @@ use super::{AttestError, Attester, Credential, Evidence, RuntimeData, VerifyErro
 
 /// Upper bounds of the histogram's buckets, seconds. An agent on the same host answers within milliseconds, a service
 /// that fetches collateral takes seconds, and no deadline in the configuration's reach is beyond a minute by default.
-pub const BOUNDS: [f64; 15] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+pub const BOUNDS: [f64; 15] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 /// Buckets: one for each bound, and one beyond.
 const BUCKETS: usize = BOUNDS.len() + 1;
 

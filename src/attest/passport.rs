@@ -7,8 +7,8 @@ use async_trait::async_trait;
 
 use super::anchors::Anchors;
 use super::{
-    AttestError, Attester, Clock, Credential, Evidence, LatencyStatus, RuntimeData, Verdict, Verifier, VerifyError, json_contains,
-    token,
+    AttestError, Attester, Clock, Credential, Evidence, LatencyStatus, RuntimeData, Verdict, Verifier, VerifyError,
+    json_contains, token,
 };
 use crate::config::TrustedSigners;
 

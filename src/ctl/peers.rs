@@ -1,4 +1,4 @@
-//! What `tngctl status` says of an endpoint's peers: verdicts with their key claims, refusals, and who was asked how fast.
+//! What `tngctl status` says of an endpoint's peers: verdicts with key claims, refusals, and who was asked how fast.
 //!
 //! Claims, addresses and details come from the network in part: all of it is made printable, and cut.
 
@@ -270,7 +270,9 @@ mod tests {
 
     #[test]
     fn collateral_that_is_over_is_said_loudly() {
-        let row = |now| collateral_row(&json!({ "verify": { "collateral": { "families": 2, "issued": 10, "ends": 70 } } }), now);
+        let row = |now| {
+            collateral_row(&json!({ "verify": { "collateral": { "families": 2, "issued": 10, "ends": 70 } } }), now)
+        };
         assert_eq!(row(40)[1], "of 2 platform families, the oldest issued 30s ago, the first ends in 30s");
         assert_eq!(row(90)[1], "of 2 platform families, the oldest issued 1m20s ago, THE FIRST ENDED 20s ago");
         assert!(collateral_row(&json!({ "verify": { "collateral": null } }), 1).is_empty());

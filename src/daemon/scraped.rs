@@ -48,9 +48,7 @@ type Age = (&'static str, &'static str, fn(&Reading) -> Option<u64>);
 
 const AGES: [Age; 6] = [
     ("evidence_age", "Age of the evidence that this side shows", |r| number(&r.status, "/attest/evidence_age")),
-    ("evidence_left", "Time until that evidence may be shown no more", |r| {
-        number(&r.status, "/attest/evidence_left")
-    }),
+    ("evidence_left", "Time until that evidence may be shown no more", |r| number(&r.status, "/attest/evidence_left")),
     ("token_age", "Age of the token that this side shows (passport)", |r| number(&r.status, "/attest/token_age")),
     ("verdict_age", "Age of the oldest verdict on a peer that is in force", |r| r.verdict_age),
     ("collateral_age", "Time since the oldest collateral at hand was issued (builtin)", |r| {
@@ -91,7 +89,8 @@ impl Collector for Scraped {
             let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
             for reading in &readings {
                 for (request, pointer) in kinds {
-                    let measured = reading.status.pointer(pointer).cloned().and_then(|v| serde_json::from_value(v).ok());
+                    let measured =
+                        reading.status.pointer(pointer).cloned().and_then(|v| serde_json::from_value(v).ok());
                     let measured: LatencyStatus = measured.unwrap_or_default();
                     for (outcome, calls) in &measured.outcomes {
                         let bounds = LATENCY_BOUNDS.into_iter().chain([f64::INFINITY]);

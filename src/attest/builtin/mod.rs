@@ -24,7 +24,7 @@ use super::binding::sha384;
 use super::{Clock, Evidence, RuntimeData, Verdict, Verifier, VerifyError, clock};
 use crate::config::{Builtin, Mark, Reference, Seen};
 
-pub use collateral::problem as collateral_problem;
+pub use collateral::{dates as collateral_dates, problem as collateral_problem};
 pub use error::BuiltinError;
 pub use store::CollateralStatus;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::finding::{Check, Finding};
 use super::host::{Host, Running};
-use crate::config::{self, Config, InstanceName, Mode};
+use crate::config::{self, Config, InstanceName, Mode, guard_can_read, readable};
 
 /// User and group of the data plane.
 pub(super) const USER: &str = "tng";
@@ -113,6 +113,7 @@ pub(super) fn check(host: &dyn Host, instances: &[Instance]) -> Vec<Finding> {
     for instance in instances {
         found.push(valid(host, instance));
         found.extend(access(instance, user));
+        found.extend(guard_access(instance));
         found.extend(applied(host, instance));
     }
     found
@@ -175,24 +176,26 @@ fn access(instance: &Instance, user: Option<(u32, u32)>) -> Option<Finding> {
     Some(finding.of(&instance.name))
 }
 
-fn parent(file: &Path) -> &Path {
-    file.parent().unwrap_or(Path::new("/"))
+/// Of instances that have a guard.
+fn guard_access(instance: &Instance) -> Option<Finding> {
+    let check = Check::GuardAccess;
+    let meta = std::fs::metadata(&instance.file).ok().filter(|_| instance.captures())?;
+    let file = instance.file.display();
+    let finding =
+        if guard_can_read(&instance.file) {
+            Finding::ok(check, "the guard can read the file")
+        } else {
+            let what = format!("{file} is {:04o} {}:{}", meta.mode() & 0o777, meta.uid(), meta.gid());
+            Finding::error(check, format!("{what}: the guard cannot read it"))
+            .why("it is root without the right to read others' files; at the next start or boot it guards by the last \
+                  good configuration, or not at all")
+            .fix(format!("chown root:{USER} {file} && chmod 0640 {file}"))
+        };
+    Some(finding.of(&instance.name))
 }
 
-fn readable(file: &Path, uid: u32, gid: u32) -> bool {
-    let allowed = |path: &Path, bit: u32| {
-        std::fs::metadata(path).is_ok_and(|m| {
-            let shift = if m.uid() == uid {
-                6
-            } else if m.gid() == gid {
-                3
-            } else {
-                0
-            };
-            m.mode() >> shift & bit != 0
-        })
-    };
-    allowed(file, 4) && allowed(parent(file), 1)
+fn parent(file: &Path) -> &Path {
+    file.parent().unwrap_or(Path::new("/"))
 }
 
 fn applied(host: &dyn Host, instance: &Instance) -> Option<Finding> {
