@@ -97,7 +97,9 @@ async fn latencies_and_ages_are_in_status_and_metrics_failures_and_timeouts_too(
     {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }
-    for part in ["under policy default", "trust: O=tng-test", "debug false", "executables affirming", "bound to the session"] {
+    for part in
+        ["under policy default", "trust: O=tng-test", "debug false", "executables affirming", "bound to the session"]
+    {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }
     for part in ["as-timeout 1", "as-rejected 1", "refused      as-rejected "] {

@@ -55,7 +55,7 @@ complete -F _{program}_named -o nosort -o bashdefault -o default {program}
     )
 }
 
-/// The generated script completes an argument that it knows nothing of with `_default`.
+/// The generated script completes a positional argument that it knows nothing of with `_default`.
 fn zsh(program: &str, script: String) -> String {
     let function = format!(
         r#"
@@ -67,7 +67,12 @@ _{program}_instances() {{
 }}
 "#
     );
-    let script = script.replace(":_default'", &format!(":_{program}_instances'"));
+    let named = format!(":_{program}_instances'");
+    let positional = |line: &str| line.starts_with("':") || line.starts_with("'*:");
+    let with_names = |line: &str| {
+        if positional(line.trim_start()) { line.replace(":_default'", &named) } else { line.to_owned() }
+    };
+    let script: String = script.lines().map(|line| with_names(line) + "\n").collect();
     // The file's last lines call its function at once, when it is autoloaded.
     match script.find("\nif [ \"$funcstack[1]\"") {
         Some(at) => format!("{}{function}{}", &script[..at], &script[at..]),
@@ -96,7 +101,7 @@ mod tests {
             .subcommand(Command::new("status").arg(Arg::new("name")).arg(Arg::new("json").long("json").num_args(0)))
             .subcommand(Command::new("reload").arg(Arg::new("instance").required(true)))
             .subcommand(Command::new("probe-agent").hide(true))
-            .subcommand(Command::new("version-of"))
+            .subcommand(Command::new("version-of").arg(Arg::new("user").long("user")))
     }
 
     #[test]
@@ -110,6 +115,8 @@ mod tests {
             assert!(!script.contains("probe-agent") && !script.contains("probe_agent"), "{shell}: {script}");
             assert!(script.contains("version-of"), "{shell}: {script}");
             assert!(script.contains(sign), "{shell}: no {sign} in {script}");
+            let option = script.lines().find(|line| line.trim_start().starts_with("'--user="));
+            assert!(option.is_none_or(|line| !line.contains("instances")), "{option:?}");
         }
     }
 

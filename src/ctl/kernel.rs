@@ -95,10 +95,8 @@ fn left_in(tables: &[String]) -> Vec<LeftBehind> {
             (None, Some(rest)) => (false, rest),
             (None, None) => continue,
         };
-        // A legal name has no underscore, and nft no hyphen in a table's.
-        let name = rest.replace('_', "-");
-        let left = LeftBehind { name: name.clone(), rules: false, guard: false };
-        let left = found.entry(name).or_insert(left);
+        let left = LeftBehind { name: rest.to_owned(), rules: false, guard: false };
+        let left = found.entry(rest.to_owned()).or_insert(left);
         left.guard |= guard;
         left.rules |= !guard;
     }
@@ -129,7 +127,7 @@ mod tests {
 
     #[test]
     fn what_is_left_is_told_apart_with_the_way_out() {
-        let tables = ["filter", "tng_web", "tngguard_web", "tngguard_data_base", "tng_old"].map(str::to_owned);
+        let tables = ["filter", "tng_web", "tngguard_web", "tngguard_data-base", "tng_old"].map(str::to_owned);
         let said: Vec<String> = left_in(&tables).iter().map(ToString::to_string).collect();
         assert_eq!(said.len(), 3, "{said:?}");
         assert!(said[0].starts_with("instance data-base is guarded only"), "{said:?}");
@@ -138,6 +136,6 @@ mod tests {
         assert!(!said[1].contains("guard"), "{said:?}");
         assert!(said[2].contains("rules of web") && said[2].contains("systemctl stop tng-guard@web"), "{said:?}");
         let name = InstanceName::new("data-base").unwrap();
-        assert_eq!(guard_table_name(&name), "tngguard_data_base", "the name is read back from the table's");
+        assert_eq!(guard_table_name(&name), "tngguard_data-base", "the name is read back from the table's");
     }
 }

@@ -226,7 +226,12 @@ mod tests {
     #[test]
     fn every_metric_is_explained_in_tngd_8_and_every_explained_one_exists() {
         let metrics = Metrics::new();
-        metrics.endpoint("x", Side::Ingress);
+        // A family without a sample is not shown.
+        let endpoint = metrics.endpoint("x", Side::Ingress);
+        endpoint.ended("closed");
+        endpoint.refused("tls-alpn");
+        endpoint.accept_error("emfile");
+        metrics.attestation("x", Side::Ingress, &serde_json::json!({ "as_calls": 1 }));
         let text = metrics.encode().unwrap();
         let named = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
         let mut known: Vec<_> = named

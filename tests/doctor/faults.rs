@@ -363,7 +363,13 @@ const FAULTS: &[Fault] = &[
     (
         Check::Collateral,
         Severity::Warning,
-        |h| builtin(h, &format!("collateral = [\"{COLLATERAL}\"]\npccs_addr = \"http://127.0.0.1:1/\"")),
+        |h| {
+            let pccs = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+            let addr = pccs.local_addr().expect("address");
+            // It listens for as long as the test runs.
+            std::mem::forget(pccs);
+            builtin(h, &format!("collateral = [\"{COLLATERAL}\"]\npccs_addr = \"http://{addr}/\""));
+        },
         "ended",
         "is asked instead",
     ),

@@ -7,14 +7,11 @@ use super::instance::Instance;
 use crate::config::{Config, conflicts_between};
 
 /// Each instance that is looked at against all that have a file. Nothing where there is only one.
-pub(super) fn check(looked_at: &[Instance], all: &[Instance]) -> Vec<Finding> {
-    fn good(instances: &[Instance]) -> impl Iterator<Item = &Config> {
-        instances.iter().filter_map(|i| i.config.as_ref().ok())
-    }
+pub(super) fn check(looked_at: &[Instance], all: &[Config]) -> Vec<Finding> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
-    for mine in good(looked_at) {
-        for other in good(all).filter(|other| other.instance != mine.instance) {
+    for mine in looked_at.iter().filter_map(|i| i.config.as_ref().ok()) {
+        for other in all.iter().filter(|other| other.instance != mine.instance) {
             let mut pair = [mine.instance.as_str(), other.instance.as_str()];
             pair.sort_unstable();
             if !seen.insert(pair) {

@@ -60,6 +60,22 @@ impl Wants {
     }
 }
 
+/// The instances' files in a directory.
+fn listed(dir: &Path) -> Vec<PathBuf> {
+    let listed = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+    let is_file = |p: &PathBuf| {
+        let hidden = p.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+        !hidden && p.extension().is_some_and(|e| e == "toml")
+    };
+    listed.filter(is_file).collect()
+}
+
+/// What the files of a directory say, as far as they are good.
+pub(super) fn configs(dir: &Path) -> Vec<Config> {
+    let good = |file: PathBuf| config::load(&file).ok().map(|loaded| loaded.config);
+    listed(dir).into_iter().filter_map(good).collect()
+}
+
 /// The one that is named, or all that have a file or run.
 pub(super) fn find(host: &dyn Host, only: Option<&str>) -> Vec<Instance> {
     let running = host.running();
@@ -68,12 +84,7 @@ pub(super) fn find(host: &dyn Host, only: Option<&str>) -> Vec<Instance> {
         Some(name) if name.contains('/') || name.ends_with(".toml") => vec![name.into()],
         Some(name) => vec![dir.join(format!("{name}.toml"))],
         None => {
-            let listed = std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|e| e.path());
-            let is_file = |p: &PathBuf| {
-                let hidden = p.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
-                !hidden && p.extension().is_some_and(|e| e == "toml")
-            };
-            let mut files: Vec<PathBuf> = listed.filter(is_file).collect();
+            let mut files = listed(&dir);
             files.extend(running.iter().map(|r| dir.join(format!("{}.toml", r.name))));
             files.sort();
             files.dedup();

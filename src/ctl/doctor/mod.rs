@@ -55,10 +55,7 @@ pub fn examine(host: &dyn Host, only: Option<&str>) -> Vec<Finding> {
     found.push(units::version(host));
     found.extend(clock::check(host));
     found.extend(instance::check(host, &instances));
-    match only {
-        Some(_) => found.extend(conflicts::check(&instances, &instance::find(host, None))),
-        None => found.extend(conflicts::check(&instances, &instances)),
-    }
+    found.extend(conflicts::check(&instances, &instance::configs(&host.config_dir())));
     for instance in &instances {
         let units = Units::of(host, &instance.name);
         found.extend(units::check(&instance.name, &units));
