@@ -26,16 +26,17 @@ pub fn script(program: &'static str, command: &Command, shell: Shell) -> String 
     }
 }
 
-/// Names of the files in the configuration's directory, as a command for a POSIX shell.
-const LIST: &str = r#"for f in "${TNG_CONFIG_DIR:-/etc/tng}"/*.toml; do f=${f##*/}; f=${f%.toml}; [ "$f" = "*" ] || printf '%s\n' "$f"; done 2>/dev/null"#;
-
 /// Behind the generated function, one that adds names where a command takes one.
 fn bash(program: &str, named: &[String]) -> String {
     let commands = named.join("|");
     format!(
         r#"
 _{program}_instances() {{
-    {LIST}
+    local file
+    for file in "${{TNG_CONFIG_DIR:-/etc/tng}}"/*.toml; do
+        file=${{file##*/}}
+        [[ "$file" == "*.toml" ]] || printf '%s\n' "${{file%.toml}}"
+    done
 }}
 
 _{program}_named() {{
@@ -61,7 +62,7 @@ fn zsh(program: &str, script: String) -> String {
         r#"
 _{program}_instances() {{
     local -a names
-    names=(${{(f)"$({LIST})"}})
+    names=(${{TNG_CONFIG_DIR:-/etc/tng}}/*.toml(N:t:r))
     compadd -a names
     _files -g '*.toml'
 }}
@@ -81,10 +82,18 @@ _{program}_instances() {{
 }
 
 fn fish(program: &str, named: &[String]) -> String {
-    let list = LIST.replace('\'', r"\'");
     format!(
-        "complete -c {program} -n \"__fish_seen_subcommand_from {}\" -a \"(sh -c '{list}')\" -d \"instance\"\n",
-        named.join(" ")
+        r#"
+function __{program}_instances
+    set -l dir /etc/tng
+    set -q TNG_CONFIG_DIR; and set dir $TNG_CONFIG_DIR
+    for file in $dir/*.toml
+        basename $file .toml
+    end
+end
+complete -c {program} -n "__fish_seen_subcommand_from {commands}" -a "(__{program}_instances)" -d instance
+"#,
+        commands = named.join(" ")
     )
 }
 

@@ -92,3 +92,24 @@ fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, SocketError> {
     };
     bind().map_err(|e| (path.display().to_string(), e))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_why_the_api_is_not_served_has_its_next_step() {
+        let addr: SocketAddr = "127.0.0.1:70".parse().unwrap();
+        for (kind, next) in [
+            (io::ErrorKind::PermissionDenied, "take a port from 1024 up instead of 70"),
+            (io::ErrorKind::AddrInUse, "ss -ltnp 'sport = 70'"),
+            (io::ErrorKind::AddrNotAvailable, "no interface has this address"),
+        ] {
+            let said = not_served(addr, &io::Error::from(kind));
+            assert!(
+                said.starts_with("the control API is not served on 127.0.0.1:70: ") && said.contains(next),
+                "{said}"
+            );
+        }
+    }
+}

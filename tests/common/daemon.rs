@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 /// The longest that anything is waited for.
@@ -131,9 +132,18 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool, said: impl Fn()
     }
 }
 
-/// An address on loopback that nobody listened on a moment ago.
+/// An address on loopback that nobody listened on a moment ago, each call another one. Below the ports that the kernel
+/// gives to clients, which could take it before the daemon does.
 pub fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("port")
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let own = std::process::id() as u16 % 500 * 20;
+    for _ in 0..20 {
+        let addr = SocketAddr::from(([127, 0, 0, 1], 20_000 + own + NEXT.fetch_add(1, Ordering::Relaxed) % 20));
+        if TcpListener::bind(addr).is_ok() {
+            return addr;
+        }
+    }
+    panic!("no free port of this process's own");
 }
 
 /// Whether a word sent to the echo service behind `entry` comes back.
