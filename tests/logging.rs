@@ -16,14 +16,17 @@ fn child_logs() {
     if std::env::var_os("TNG_TEST_CHILD").is_some() {
         tng::daemon::init_logging();
         tracing::info!(target: "tng::access", reason = "closed", bytes_up = 5, "connection");
-        tracing::debug!("detail");
+        tracing::debug!(target: "tng::test", "detail");
+        tracing::debug!(target: "rustls::client::hs", "certificate in hexadecimal");
+        tracing::warn!(target: "h2::proto", "of a library");
+        tracing::trace!(target: "tngx::almost", "almost ours");
     }
 }
 
 #[test]
 fn a_pipe_gets_json_lines() {
     let lines = lines(&[]);
-    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!(lines.len(), 2, "{lines:?}");
     let line: serde_json::Value = serde_json::from_str(&lines[0]).expect("JSON");
     assert_eq!((&line["reason"], &line["bytes_up"]), (&"closed".into(), &5.into()));
     assert_eq!((&line["level"], &line["target"]), (&"INFO".into(), &"tng::access".into()));
@@ -40,10 +43,20 @@ fn a_journal_that_is_not_standard_error_changes_nothing() {
 #[test]
 fn the_level_is_chosen_and_a_wrong_one_is_said() {
     assert_eq!(lines(&[("TNG_LOG", "debug")]).iter().filter(|l| l.contains("\"detail\"")).count(), 1);
-    assert_eq!(lines(&[("TNG_LOG", "tng::access=off,warn")]).len(), 0);
+    assert_eq!(lines(&[("TNG_LOG", "tng::access=off,error")]).len(), 0);
     let wrong = lines(&[("TNG_LOG", "tng=loudest")]);
     assert!(wrong.iter().any(|l| l.contains("TNG_LOG is not understood")), "{wrong:?}");
     assert!(wrong.iter().any(|l| l.contains("\"closed\"")), "{wrong:?}");
+}
+
+#[test]
+fn libraries_are_not_heard_below_info_whatever_is_asked_for() {
+    for wanted in ["trace", "debug", "rustls=trace,h2=trace,tngx=trace,tng=trace,info"] {
+        let lines = lines(&[("TNG_LOG", wanted)]);
+        let said = |word: &str| lines.iter().any(|line| line.contains(word));
+        assert!(said("\"detail\"") && said("of a library"), "{wanted}: {lines:?}");
+        assert!(!said("hexadecimal") && !said("almost ours"), "{wanted}: {lines:?}");
+    }
 }
 
 /// A journal's socket in a mount namespace of its own: prints what the child sends to it, and then what it wrote to

@@ -1,6 +1,6 @@
 //! tngctl(1): the operator's tool.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ enum Command {
         /// Print machine-readable JSON
         #[arg(long)]
         json: bool,
-        /// Show again every second until interrupted
+        /// Show again every second until interrupted; with --json one object a line
         #[arg(long)]
         watch: bool,
     },
@@ -99,10 +99,7 @@ fn main() -> ExitCode {
             Err(e) => LocalAnswer { text: String::new(), errors: vec![e.to_string()], status: 1 },
         },
         Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "tngctl", &mut script);
-            let text = String::from_utf8_lossy(&script).into_owned();
-            LocalAnswer { text, errors: Vec::new(), status: 0 }
+            LocalAnswer { text: ctl::completions("tngctl", &Cli::command(), shell), errors: Vec::new(), status: 0 }
         }
     };
     print(&answer);
@@ -118,14 +115,23 @@ fn scope(name: Option<String>) -> Scope {
 }
 
 fn watch(scope: &Scope, json: bool) -> LocalAnswer {
-    const CLEAR: &str = "\x1b[H\x1b[2J";
+    // A file or a program that reads gets no terminal's codes.
+    let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
     loop {
-        let answer: LocalAnswer = ctl::status(scope, json, Style::of_stdout()).into();
+        let (text, answer) = if json {
+            let answer: LocalAnswer = ctl::status_line(scope).into();
+            (answer.text.clone(), answer)
+        } else {
+            let answer: LocalAnswer = ctl::status(scope, false, Style::of_stdout()).into();
+            let errors: String = answer.errors.iter().map(|e| format!("tngctl: {}\n", e.trim_end())).collect();
+            (format!("{clear}{}{errors}", answer.text), answer)
+        };
         let mut out = std::io::stdout().lock();
         // Who reads us has gone: that is how a watch ends.
-        if write!(out, "{CLEAR}{}", answer.text).and_then(|()| out.flush()).is_err() {
-            return answer;
+        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+            return LocalAnswer { text: String::new(), errors: Vec::new(), status: answer.status };
         }
+        drop(out);
         std::thread::sleep(Duration::from_secs(1));
     }
 }

@@ -251,10 +251,14 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         }
         Command::Net { command: NetCommand::Down { instance, unless_shutdown } } => {
             administrator()?;
+            let (paths, path) = (Paths::current(), config::instance_path(&instance)?);
             if unless_shutdown {
                 daemon::init_logging();
+            } else if let Some(warning) = units::net_down_warning(&paths, &path) {
+                // By hand, and not a step of the socket unit that stops.
+                eprintln!("tngd: {warning}");
             }
-            units::net_down(&Paths::current(), &config::instance_path(&instance)?, unless_shutdown)?;
+            units::net_down(&paths, &path, unless_shutdown)?;
             Ok(0)
         }
         Command::Evidence { show, tsm_root, tpm_device, tpm_ak, tpm_hierarchy, tpm_pcrs } => {
@@ -294,9 +298,10 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
             Ok(0)
         }
         Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "tngd", &mut script);
-            std::io::stdout().write_all(&script).map_err(|e| Failure { status: 1, message: e.to_string() })?;
+            let script = tng::ctl::completions("tngd", &Cli::command(), shell);
+            std::io::stdout()
+                .write_all(script.as_bytes())
+                .map_err(|e| Failure { status: 1, message: e.to_string() })?;
             Ok(0)
         }
     }

@@ -3,6 +3,7 @@
 //!
 //! [`load`] reads a file; on a mistake the [`Report`] holds every [`Diagnostic`] at once.
 
+mod access;
 mod builtin;
 mod check;
 mod check_anchors;
@@ -29,6 +30,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+pub use access::{guard_can_read, readable};
 pub(crate) use builtin::from_hex;
 pub use builtin::{Builtin, Kind, Reference, Seen, TCB_STATUSES, VOCABULARY, Wanted};
 pub use conflicts::conflicts_between;

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::access;
 use super::conflicts::{SocketPorts, Words, conflicts_between, with_paths};
 use super::diagnostics::{Diagnostic, Report, Severity};
-use super::load::{Loaded, instance_path, list_instances, load};
+use super::load::{Loaded, config_dir, instance_path, list_instances, load};
 use super::values::show_duration;
 use super::{
     AsKind, AsService, AttestProvider, Config, Endpoint, Match, Mode, Netfilter, OnStop, Side, TrustedSigners,
@@ -29,8 +30,8 @@ pub struct Output {
     pub code: i32,
 }
 
-/// `check [--json] [NAME|FILE...]`: each file by itself, then all against each other. Without
-/// names: every file of the configuration directory. `program` begins each line of a finding.
+/// `check [--json] [NAME|FILE...]`: each file by itself, then all against each other, and against the other instances of
+/// the configuration directory. Without names: every file of that directory. `program` begins each line of a finding.
 pub fn check_command(program: &str, names: &[String], json: bool) -> Output {
     let files: Result<Vec<PathBuf>, Report> =
         if names.is_empty() { list_instances() } else { names.iter().map(|n| instance_path(n)).collect() };
@@ -38,12 +39,22 @@ pub fn check_command(program: &str, names: &[String], json: bool) -> Output {
         Ok(files) => files.into_iter().map(|file| (file.clone(), load(&file))).collect(),
         Err(report) => vec![(PathBuf::new(), Err(report))],
     };
-    render_all(program, &results, json)
+    let others = if names.is_empty() { Vec::new() } else { others(&results) };
+    render_all(program, &results, &others, json)
+}
+
+/// The other instances of the configuration directory, as far as they are good. A draft elsewhere stands for the
+/// instance of its name.
+fn others(results: &[(PathBuf, Result<Loaded, Report>)]) -> Vec<Config> {
+    let asked: Vec<_> = results.iter().filter_map(|(file, _)| file.file_stem()).collect();
+    let mut files = list_instances().unwrap_or_default();
+    files.retain(|file| !file.file_stem().is_some_and(|stem| asked.contains(&stem)));
+    files.into_iter().filter_map(|file| load(&file).ok()).map(|loaded| loaded.config).collect()
 }
 
 /// What `check` prints about one file that was loaded.
 pub fn render_check(program: &str, file: &Path, result: Result<Loaded, Report>, json: bool) -> Output {
-    render_all(program, &[(file.to_owned(), result)], json)
+    render_all(program, &[(file.to_owned(), result)], &[], json)
 }
 
 /// A finding as a program prints it on standard error.
@@ -58,9 +69,14 @@ struct JsonReport<'d> {
     diagnostics: &'d [Diagnostic],
 }
 
-fn render_all(program: &str, results: &[(PathBuf, Result<Loaded, Report>)], json: bool) -> Output {
+fn render_all(program: &str, results: &[(PathBuf, Result<Loaded, Report>)], others: &[Config], json: bool) -> Output {
     let mut diagnostics = Vec::new();
-    for (_, result) in results {
+    let user = crate::daemon::find_user("tng").ok().map(|(uid, gid)| (uid.as_raw(), gid.as_raw()));
+    for (file, result) in results {
+        // A draft is not where the daemon will read it.
+        if let Some(user) = user.filter(|_| file.parent() == Some(&config_dir())) {
+            diagnostics.extend(access::warnings(file, user));
+        }
         match result {
             Ok(loaded) => diagnostics.extend(loaded.warnings.iter().cloned()),
             Err(report) => diagnostics.extend(report.diagnostics.iter().cloned()),
@@ -69,6 +85,7 @@ fn render_all(program: &str, results: &[(PathBuf, Result<Loaded, Report>)], json
     let good: Vec<&Config> = results.iter().filter_map(|(_, r)| r.as_ref().ok()).map(|l| &l.config).collect();
     for (i, a) in good.iter().enumerate() {
         diagnostics.extend(good[i + 1..].iter().flat_map(|b| conflicts_between(a, b)));
+        diagnostics.extend(others.iter().flat_map(|other| conflicts_between(other, a)));
     }
     let ok = diagnostics.iter().all(|d| d.severity == Severity::Warning);
     let code = if ok { 0 } else { EX_CONFIG };

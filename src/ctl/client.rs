@@ -3,10 +3,12 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An instance that does not answer by then is stuck.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// After so long without an answer, the service manager is asked whether anybody is there to give one.
+const PATIENCE: Duration = Duration::from_millis(400);
 /// The largest answer, that of `/connections`, is about 3 MiB at its bound.
 const MAX_ANSWER: u64 = 16 * 1024 * 1024;
 
@@ -19,6 +21,14 @@ pub enum CtlError {
     /// The caller may not open the socket.
     #[error("{path}: permission denied; ask as root or as the user that the instance runs as", path = .0.display())]
     Denied(PathBuf),
+    /// The socket takes the question, and nobody answers.
+    #[error("{path}: not answering: {why}", path = .path.display())]
+    NotAnswering {
+        /// The socket.
+        path: PathBuf,
+        /// What is known of the data plane, and what to look at.
+        why: String,
+    },
     /// The conversation failed.
     #[error("{path}: {error}", path = .path.display())]
     Io {
@@ -43,6 +53,7 @@ impl CtlError {
         match self {
             CtlError::NotRunning(_) => "not-running",
             CtlError::Denied(_) => "permission-denied",
+            CtlError::NotAnswering { .. } => "not-answering",
             CtlError::Io { .. } => "control-io",
             CtlError::Answer { .. } => "control-answer",
         }
@@ -57,6 +68,7 @@ pub fn get(path: &Path, resource: &str) -> Result<Vec<u8>, CtlError> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => CtlError::NotRunning(path.to_owned()),
         io::ErrorKind::PermissionDenied => CtlError::Denied(path.to_owned()),
+        io::ErrorKind::TimedOut => CtlError::NotAnswering { path: path.to_owned(), why: error.to_string() },
         _ => CtlError::Io { path: path.to_owned(), error },
     };
     let answer = exchange(path, resource).map_err(failed)?;
@@ -64,13 +76,29 @@ pub fn get(path: &Path, resource: &str) -> Result<Vec<u8>, CtlError> {
 }
 
 fn exchange(path: &Path, resource: &str) -> io::Result<Vec<u8>> {
+    let end = Instant::now() + DEADLINE;
     let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(DEADLINE))?;
     stream.write_all(format!("GET {resource} HTTP/1.1\r\nHost: tng\r\nConnection: close\r\n\r\n").as_bytes())?;
-    let mut answer = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
-    Ok(answer)
+    let (mut answer, mut limited) = (Vec::new(), stream.take(MAX_ANSWER));
+    loop {
+        match limited.read_to_end(&mut answer) {
+            Ok(_) => return Ok(answer),
+            Err(e) if !matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return Err(e),
+            Err(_) => {}
+        }
+        // What came so far stays in `answer`.
+        let why = if answer.is_empty() { super::unanswered::why(path) } else { None };
+        if let Some(why) = why {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
+        if Instant::now() >= end {
+            let why =
+                format!("no answer within {} s: the data plane is stuck, or stopped by a signal", DEADLINE.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
+    }
 }
 
 fn body(answer: &[u8]) -> Result<Vec<u8>, String> {

@@ -54,6 +54,26 @@ impl Scope {
 /// `tngctl status`.
 pub fn status(scope: &Scope, json: bool, style: Style) -> Answer {
     let now = unix_seconds(SystemTime::now());
+    let (found, exit) = look(scope);
+    let text = if json {
+        pretty(&found.reports.iter().map(|(_, r)| r).collect::<Vec<_>>())
+    } else {
+        found.reports.iter().map(|(_, r)| super::status::render(r, style, now)).collect::<Vec<_>>().join("\n")
+    };
+    Answer { text, errors: found.errors, exit }
+}
+
+/// `tngctl status --json --watch`: all of it as one JSON object in one line, errors too.
+pub fn status_line(scope: &Scope) -> Answer {
+    let (found, exit) = look(scope);
+    let instances: Vec<_> = found.reports.iter().map(|(_, r)| r).collect();
+    let now = unix_seconds(SystemTime::now());
+    let line = serde_json::json!({ "time": now, "instances": instances, "errors": found.errors });
+    Answer { text: format!("{line}\n"), errors: found.errors, exit }
+}
+
+/// Asks the instances, and as root the kernel.
+fn look(scope: &Scope) -> (Found, Exit) {
     let mut found = ask(scope);
     let mut exit = found.exit();
     for (_, report) in &mut found.reports {
@@ -65,12 +85,14 @@ pub fn status(scope: &Scope, json: bool, style: Style) -> Answer {
             exit = exit.max(Exit::Degraded);
         }
     }
-    let text = if json {
-        pretty(&found.reports.iter().map(|(_, r)| r).collect::<Vec<_>>())
-    } else {
-        found.reports.iter().map(|(_, r)| super::status::render(r, style, now)).collect::<Vec<_>>().join("\n")
-    };
-    Answer { text, errors: found.errors, exit }
+    // Good to know, and no fault of those that run.
+    if scope.name.is_none() {
+        let reported = found.reports.iter().map(|(_, r)| r.instance.as_str());
+        let known: Vec<_> = reported.chain(found.silent.iter().map(String::as_str)).collect();
+        let left = super::kernel::left_behind_by_others(&known);
+        found.errors.extend(left);
+    }
+    (found, exit)
 }
 
 /// `tngctl connections`.
@@ -100,6 +122,8 @@ struct Found {
     reports: Vec<(Instance, StatusReport)>,
     /// An instance is there but cannot be asked: denied, stuck, or not speaking our language.
     unheard: bool,
+    /// Names of those.
+    silent: Vec<String>,
     errors: Vec<String>,
 }
 
@@ -117,14 +141,17 @@ impl Found {
 
 fn ask(scope: &Scope) -> Found {
     let here = netns_inode("self").unwrap_or(0);
-    let mut found = Found { reports: Vec::new(), unheard: false, errors: Vec::new() };
+    let mut found = Found { reports: Vec::new(), unheard: false, silent: Vec::new(), errors: Vec::new() };
     let wanted = |i: &Instance| scope.name.as_ref().is_none_or(|name| *name == i.name);
     for instance in find(&scope.root).into_iter().filter(wanted) {
         match fetch::<StatusReport>(&instance, "/status") {
             Ok(report) if scope.all || report.netns == here => found.reports.push((instance, report)),
             Ok(_) => {}
             Err(error) => {
-                found.unheard |= !matches!(error, CtlError::NotRunning(_));
+                if !matches!(error, CtlError::NotRunning(_)) {
+                    found.unheard = true;
+                    found.silent.push(instance.name.clone());
+                }
                 found.errors.push(error.to_string());
             }
         }
@@ -136,7 +163,7 @@ fn ask(scope: &Scope) -> Found {
         });
     }
     if let (true, Some(name)) = (found.reports.is_empty(), &scope.name) {
-        found.errors.extend(super::kernel::left_behind(name));
+        found.errors.extend(super::kernel::left_behind(name).map(|state| state.to_string()));
     }
     found
 }

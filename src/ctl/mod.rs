@@ -2,6 +2,7 @@
 
 mod client;
 mod commands;
+mod completions;
 mod connections;
 pub mod doctor;
 mod instances;
@@ -10,10 +11,12 @@ mod local;
 mod peers;
 mod status;
 mod style;
+mod unanswered;
 pub mod verify;
 
 pub use client::{CtlError, get};
-pub use commands::{Answer, Exit, Scope, connections, status};
+pub use commands::{Answer, Exit, Scope, connections, status, status_line};
+pub use completions::script as completions;
 pub use instances::{Instance, find, runtime_dir};
 pub use kernel::KernelView;
 pub use local::{LocalAnswer, check, reload, rules};

@@ -1,4 +1,4 @@
-//! What `tngctl status` says of an endpoint's peers: verdicts with their key claims, refusals, and who was asked how fast.
+//! What `tngctl status` says of an endpoint's peers: verdicts with key claims, refusals, and who was asked how fast.
 //!
 //! Claims, addresses and details come from the network in part: all of it is made printable, and cut.
 

@@ -63,6 +63,7 @@ struct Life {
     problems: Vec<String>,
     last_reload_error: Option<String>,
     worker_problem: Option<String>,
+    api_problem: Option<String>,
     confinement: ConfinementView,
 }
 
@@ -78,6 +79,7 @@ impl ControlState {
                 problems: Vec::new(),
                 last_reload_error: None,
                 worker_problem: None,
+                api_problem: None,
                 confinement: ConfinementView::default(),
             }),
         })
@@ -113,6 +115,11 @@ impl ControlState {
         self.life.lock().unwrap_or_else(PoisonError::into_inner).worker_problem.clone()
     }
 
+    /// Where this API is not served although the configuration asks for it, in words. Nothing but a restart mends it.
+    pub fn set_api_problem(&self, problem: Option<String>) {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner).api_problem = problem;
+    }
+
     /// How the last reload failed, or `None` when it did not.
     pub fn set_reload_error(&self, error: Option<String>) {
         self.life.lock().unwrap_or_else(PoisonError::into_inner).last_reload_error = error;
@@ -135,7 +142,7 @@ impl ControlState {
     fn problems(&self) -> Vec<String> {
         let mut all = {
             let life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
-            life.problems.iter().cloned().chain(life.worker_problem.clone()).collect::<Vec<_>>()
+            life.problems.iter().chain(&life.worker_problem).chain(&life.api_problem).cloned().collect::<Vec<_>>()
         };
         all.extend(self.plane().map(|p| p.problems()).unwrap_or_default());
         all

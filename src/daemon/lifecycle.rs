@@ -154,6 +154,7 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
     };
     let uid = user.map_or_else(nix::unistd::geteuid, |(uid, _)| uid).as_raw();
     let prepared = api_sockets::prepare(&paths, &config, uid, &mut inherited)?;
+    let api_problem = prepared.problem.clone();
     if let Err(error) = raise_descriptor_limit() {
         tracing::warn!(reason = "descriptor-limit", %error, "the limit of descriptors stays low");
     }
@@ -165,7 +166,18 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
     let confinement = confine(&paths, &config);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io_error("start the runtime"))?;
-    runtime.block_on(live(Start { config, path, bound, refusing, spare, sockets, problem, fdstore, confinement }))
+    runtime.block_on(live(Start {
+        config,
+        path,
+        bound,
+        refusing,
+        spare,
+        sockets,
+        problem,
+        api_problem,
+        fdstore,
+        confinement,
+    }))
 }
 
 /// Dies with `tngd run`, also when that is killed: alone it would serve without guard.
@@ -202,12 +214,14 @@ struct Start {
     spare: Option<Sockets>,
     sockets: ApiSockets,
     problem: Option<Problem>,
+    api_problem: Option<String>,
     fdstore: FdStore,
     confinement: Confinement,
 }
 
 async fn live(start: Start) -> Result<(), ServeError> {
-    let Start { config, path, bound, mut refusing, spare, sockets, mut problem, fdstore, confinement } = start;
+    let Start { config, path, bound, mut refusing, spare, sockets, mut problem, api_problem, fdstore, confinement } =
+        start;
     let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("SIGINT"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io_error("SIGHUP"))?;
@@ -224,6 +238,7 @@ async fn live(start: Start) -> Result<(), ServeError> {
     control.set_plane(plane.clone());
     let may_pass = AtomicBool::new(problem.as_ref().is_some_and(|p| p.may_pass));
     control.set_problems(problem.into_iter().map(|p| p.text).collect());
+    control.set_api_problem(api_problem);
     control.set_confinement(ConfinementView { landlock: confinement.landlock() });
     let stop = CancellationToken::new();
     tokio::spawn(serve_control(control.clone(), sockets.control, sockets.control_tcp, stop.clone()));

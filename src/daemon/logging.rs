@@ -3,12 +3,17 @@
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
 
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 /// Starts logging for the process. `TNG_LOG` sets the level in the syntax of tracing's `EnvFilter`
 /// (`debug`, `tng=trace,tng::access=off`); without it, or when it is wrong, `info`.
+///
+/// Below `info` only tng itself is heard: what libraries say there is what went over the wire, certificates with
+/// evidence and tokens in them, and headers (rustls at `trace`, h2 at `debug`).
 ///
 /// Structured fields go to the journal when `$JOURNAL_STREAM` names standard error (systemd.exec(5)),
 /// human lines to a terminal, JSON lines anywhere else. A second call changes nothing.
@@ -25,10 +30,16 @@ pub fn init() {
         }
         None => tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
     };
+    let filter = filter.and(filter_fn(|about| *about.level() <= LevelFilter::INFO || is_ours(about.target())));
     let started = tracing_subscriber::registry().with(output.with_filter(filter)).try_init();
     if let (Ok(()), Some(error)) = (started, wrong) {
         tracing::warn!(%error, "TNG_LOG is not understood, logging at info");
     }
+}
+
+/// Whether an event is of this package: its library or one of its programs.
+fn is_ours(target: &str) -> bool {
+    matches!(target.split("::").next(), Some("tng" | "tngd" | "tngctl"))
 }
 
 /// The journal, when standard error already goes there and its socket answers.

@@ -233,3 +233,31 @@ impl EndpointMetrics {
         (self.up.get(), self.down.get())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_explained_in_tngd_8_and_every_explained_one_exists() {
+        let metrics = Metrics::new();
+        // A family without a sample is not shown.
+        let endpoint = metrics.endpoint("x", Side::Ingress);
+        endpoint.ended("closed");
+        endpoint.refused("tls-alpn");
+        endpoint.accept_error("emfile");
+        metrics.attestation("x", Side::Ingress, &serde_json::json!({ "as_calls": 1 }));
+        let text = metrics.encode().unwrap();
+        let named = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let mut known: Vec<_> = named
+            .map(|(name, kind)| if kind == "counter" { format!("{name}_total") } else { name.to_owned() })
+            .collect();
+        let page = include_str!("../../man/tngd.8");
+        let section = page.split(".SH METRICS").nth(1).unwrap().split("\n.SH ").next().unwrap();
+        let words = section.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let mut explained: Vec<_> = words.filter(|w| w.starts_with("tng_")).map(str::to_owned).collect();
+        known.sort();
+        explained.sort();
+        assert_eq!(explained, known);
+    }
+}

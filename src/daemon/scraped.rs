@@ -14,8 +14,10 @@ use serde_json::Value;
 
 use crate::attest::{LATENCY_BOUNDS, LatencyStatus};
 
-/// Histograms: name, help, and where a tunnel's status has them, by what was asked for.
-const HISTOGRAMS: [(&str, &str, &[(&str, &str)]); 2] = [
+/// Name and help of a histogram, and where a tunnel's status has it, by what was asked for.
+type Asked = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+const HISTOGRAMS: [Asked; 2] = [
     (
         "aa_request_duration",
         "From asking the attestation agent, or the host's own TEE, for evidence to the outcome",

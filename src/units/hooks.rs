@@ -1,6 +1,6 @@
-//! The steps after a start and of a stop. systemd has no relation that stops the socket when the service is stopped and leaves it alone
-//! when the service is restarted (`PartOf=` restarts both, and with it go rules and queued connections), so the service
-//! looks at what was asked of it.
+//! The steps after a start and of a stop. systemd has no relation that stops the socket when the service is stopped and
+//! leaves it alone when the service is restarted (`PartOf=` restarts both, and with it go rules and queued connections),
+//! so the service looks at what was asked of it.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;

@@ -70,3 +70,47 @@ pub fn net_down(paths: &Paths, path: &Path, unless_shutdown: bool) -> Result<(),
     }
     Ok(apply::down(paths, &instance)?)
 }
+
+/// What an operator should know who takes the rules of an instance that runs away from it.
+pub fn net_down_warning(paths: &Paths, path: &Path) -> Option<String> {
+    let instance = config::instance_of(path).ok()?;
+    // Asked of the kernel: a connection to a socket that the service manager holds would start the data plane.
+    let listening = listens(&std::fs::read_to_string("/proc/net/unix").ok()?, &paths.control_socket(&instance));
+    let then = if guard::is_running(paths, &instance) {
+        "its guard refuses that traffic until it ends"
+    } else {
+        "nothing guards it: that traffic goes out and comes in in plaintext"
+    };
+    listening.then(|| {
+        format!(
+            "warning: instance {instance} is running and captures nothing any more; {then}. Put the rules back: tngd net \
+             up {instance}"
+        )
+    })
+}
+
+/// Whether somebody listens on the unix socket at `path`, by proc_pid_net(5): the fourth column has the flag
+/// `__SO_ACCEPTCON`, the eighth the path.
+fn listens(table: &str, path: &Path) -> bool {
+    let path = path.to_string_lossy();
+    table.lines().any(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        words.get(3) == Some(&"00010000") && words.get(7) == Some(&&*path)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_socket_that_listens_counts() {
+        let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+                     00000000: 00000002 00000000 00010000 0001 01 123 /run/tng/web/control.sock\n\
+                     00000000: 00000003 00000000 00000000 0001 03 124 /run/tng/db/control.sock\n\
+                     00000000: 00000003 00000000 00000000 0001 03 125\n";
+        assert!(listens(table, Path::new("/run/tng/web/control.sock")));
+        assert!(!listens(table, Path::new("/run/tng/db/control.sock")), "a connection");
+        assert!(!listens(table, Path::new("/run/tng/we/control.sock")));
+    }
+}

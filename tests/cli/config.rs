@@ -86,3 +86,27 @@ fn without_privileges_rules_are_status_77_and_a_low_port_says_what_it_needs() {
     command.env("TNG_RUNTIME_DIR", &place);
     expect(&run(command), 1, &["127.0.0.1:70", "ports below 1024 need root or a socket unit"]);
 }
+
+#[test]
+fn a_file_is_checked_against_the_other_instances_that_are_there() {
+    let world = World::new();
+    let host = &world.client;
+    let first = write(host, "first", &ingress(TO_SERVER));
+    let second = write(host, "second", &ingress(TO_SERVER));
+    for args in [&["check", "second"][..], &["check", &second], &["check"]] {
+        for out in [ctl(host, args), daemon(host, args, &[])] {
+            expect(&out, 78, &["first.toml", "second.toml"]);
+        }
+    }
+    // A draft elsewhere stands for the instance of its name, and meets only the others.
+    let drafts = host.dir().join("drafts");
+    std::fs::create_dir_all(&drafts).expect("directory");
+    let draft = drafts.join("second.toml");
+    std::fs::write(&draft, ingress(TO_SERVER)).expect("write");
+    expect(&ctl(host, &["check", &draft.to_string_lossy()]), 78, &[&first, &draft.to_string_lossy()]);
+    write(host, "second", "this is = not [toml");
+    expect(&ctl(host, &["check", &first]), 0, &["instance first"]);
+    std::fs::write(&draft, ingress(&TO_SERVER.replace("203.0.113", "192.0.2").replace("2001:db8:2", "2001:db8:7")))
+        .expect("write");
+    expect(&ctl(host, &["check", &draft.to_string_lossy()]), 0, &["instance second"]);
+}

@@ -12,4 +12,5 @@ mod table;
 mod config;
 mod instances;
 mod nft;
+mod status;
 mod tools;

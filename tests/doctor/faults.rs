@@ -1,5 +1,6 @@
 //! One fault each, and the whole host beside it.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, UNIX_EPOCH};
 
 use tng::attest::VerifyError;
@@ -350,6 +351,47 @@ const FAULTS: &[Fault] = &[
     ),
     (Check::AsClock, Severity::Error, |h| date(h, NOW + Duration::from_secs(90)), "90 s", "timedatectl"),
     (Check::AsClock, Severity::Warning, |h| date(h, NOW - Duration::from_secs(45)), "45 s", "timedatectl"),
+    (Check::GuardAccess, Severity::Error, |h| h.owner(1000, 0o640), "the guard cannot read it", "chown root:tng"),
+    (Check::InstanceConflicts, Severity::Error, |h| h.write("/etc/tng/other.toml", OTHER), "in.toml", "tngctl check"),
+    (
+        Check::Collateral,
+        Severity::Error,
+        |h| builtin(h, &format!("collateral = [\"{COLLATERAL}\"]")),
+        "ended",
+        "fetch new collateral",
+    ),
+    (
+        Check::Collateral,
+        Severity::Warning,
+        |h| {
+            let pccs = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+            let addr = pccs.local_addr().expect("address");
+            // It listens for as long as the test runs.
+            std::mem::forget(pccs);
+            builtin(h, &format!("collateral = [\"{COLLATERAL}\"]\npccs_addr = \"http://{addr}/\""));
+        },
+        "ended",
+        "is asked instead",
+    ),
+    (
+        Check::Collateral,
+        Severity::Error,
+        |h| {
+            let copy = tng::ctl::doctor::Host::path(h, "/etc/tng-collateral.json");
+            std::fs::copy(COLLATERAL, &copy).expect("copy");
+            std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o600)).expect("mode");
+            builtin(h, &format!("collateral = [\"{}\"]", copy.display()));
+        },
+        "user tng cannot read it",
+        "chmod a+r",
+    ),
+    (
+        Check::CollateralService,
+        Severity::Error,
+        |h| builtin(h, "pccs_addr = \"http://127.0.0.1:1/\""),
+        "PCCS at http://127.0.0.1:1/",
+        "curl -v http://127.0.0.1:1/",
+    ),
     (Check::ClockYear, Severity::Error, |h| h.now = UNIX_EPOCH + Duration::from_secs(86400), "1970", "timedatectl"),
     (
         Check::ClockSynchronised,
@@ -359,6 +401,31 @@ const FAULTS: &[Fault] = &[
         "timedatectl set-ntp true",
     ),
 ];
+
+/// Collateral that ended in July 2025.
+const COLLATERAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/quotes/tdx_quote_collateral.json");
+
+/// An instance that captures what `in` does.
+const OTHER: &str = r#"
+[[ingress]]
+name = "other"
+[ingress.netfilter]
+capture = [{ to = "203.0.113.7", port = 8080, cgroup = "system.slice" }]
+[ingress.verify]
+provider = "sample"
+allow_sample = true
+"#;
+
+/// Appraisal in process, with these lines.
+fn builtin(host: &mut FakeHost, lines: &str) {
+    host.config(&format!(
+        "[[ingress]]\nname = \"in\"\n[ingress.netfilter]\n\
+         capture = [{{ to = \"203.0.113.0/24\", port = 8080 }}]\n\
+         [ingress.verify]\nprovider = \"builtin\"\n{lines}\n\
+         [[ingress.verify.reference]]\ntee = \"tdx\"\nmr_td = \"{}\"\n",
+        "ab".repeat(48)
+    ));
+}
 
 /// Other lines in the attest table.
 fn attest(host: &mut FakeHost, lines: &str) {
@@ -506,6 +573,36 @@ fn problems_come_first_and_json_is_an_array_of_findings() {
     let guard = all.iter().find(|f| f["id"] == "guard-running").expect("guard");
     assert_eq!((&guard["severity"], &guard["instance"]), (&"error".into(), &"in".into()));
     assert!(all.iter().all(|f| f["what"].is_string() && f["why"].is_string() && f["fix"].is_string()));
+}
+
+#[test]
+fn collateral_that_holds_and_a_service_that_listens_are_well() {
+    let mut host = FakeHost::new();
+    let pccs = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let addr = pccs.local_addr().expect("address");
+    builtin(&mut host, &format!("collateral = [\"{COLLATERAL}\"]\npccs_addr = \"http://{addr}/\""));
+    // 1 July 2025, and two days before the end.
+    for (now, severity, what) in
+        [(1_751_328_000, Severity::Ok, "holds for"), (1_752_743_000, Severity::Warning, "ends in")]
+    {
+        host.now = UNIX_EPOCH + Duration::from_secs(now);
+        let found = host.worst(Check::Collateral);
+        assert!(found.severity == severity && found.what.contains(what), "{found:?}");
+    }
+    assert_eq!(host.worst(Check::CollateralService).severity, Severity::Ok);
+}
+
+#[test]
+fn instances_beside_each_other_are_well_and_the_one_that_is_asked_about_is_compared_with_all() {
+    let host = FakeHost::new();
+    assert!(host.examine().iter().all(|f| f.check != Check::InstanceConflicts), "there is only one");
+    host.write("/etc/tng/other.toml", &OTHER.replace("203.0.113.7", "192.0.2.7"));
+    assert_eq!(host.worst(Check::InstanceConflicts).severity, Severity::Ok);
+    host.write("/etc/tng/other.toml", OTHER);
+    let conflict = host.worst(Check::InstanceConflicts);
+    assert!(conflict.what.contains("in.toml") && conflict.what.contains("other.toml"), "{conflict:?}");
+    let asked = doctor(&host, Some("other"), false, false, Style { colour: false });
+    assert!(asked.text.contains("[instance-conflicts]"), "{}", asked.text);
 }
 
 #[test]

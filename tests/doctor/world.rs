@@ -138,6 +138,12 @@ impl FakeHost {
         std::fs::set_permissions(file, std::fs::Permissions::from_mode(mode)).expect("mode");
     }
 
+    /// The instance's file belongs to somebody else.
+    pub fn owner(&self, uid: u32, mode: u32) {
+        chown(self.config_dir().join("in.toml"), Some(uid), None).expect("needs root");
+        self.mode(mode);
+    }
+
     /// Who may go through the directory may read what is readable in it.
     pub fn dir_mode(&self, mode: u32) {
         std::fs::set_permissions(self.config_dir(), std::fs::Permissions::from_mode(mode)).expect("mode");

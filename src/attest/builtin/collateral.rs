@@ -60,6 +60,24 @@ fn seconds(date: &str) -> Result<u64, String> {
     u64::try_from(parsed.timestamp()).map_err(|_| "a date before 1970".to_owned())
 }
 
+/// What a collateral file is about and how long it holds; unverified, for an operator.
+pub struct Dates {
+    /// `tdx` or `sgx`.
+    pub tee: String,
+    /// Platform family.
+    pub fmspc: String,
+    /// Latest issue of its parts, seconds since the epoch.
+    pub issued: u64,
+    /// Earliest end of its parts.
+    pub ends: u64,
+}
+
+/// Reads the dates of a collateral file's text.
+pub fn dates(text: &[u8]) -> Result<Dates, String> {
+    let Collateral { id, fmspc, from, until, .. } = Collateral::from_json(text)?;
+    Ok(Dates { tee: id.to_ascii_lowercase(), fmspc, issued: from, ends: until })
+}
+
 /// What is wrong with the text of a collateral file, if anything is.
 pub fn problem(text: &[u8]) -> Option<String> {
     Collateral::from_json(text).err().map(|e| e.chars().take(200).collect())

@@ -27,7 +27,7 @@ use super::rego::{Facts, Policy};
 use super::{Clock, Evidence, RuntimeData, Verdict, Verifier, VerifyError, clock};
 use crate::config::{Builtin, Mark, Reference, Seen};
 
-pub use collateral::problem as collateral_problem;
+pub use collateral::{dates as collateral_dates, problem as collateral_problem};
 pub use error::BuiltinError;
 pub use look::{Look, look};
 pub use store::CollateralStatus;

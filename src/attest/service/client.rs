@@ -82,10 +82,10 @@ impl Client {
 
     /// A token, and the place of the address that gave it. All attempts together end at `until`.
     pub async fn token(&self, ask: &Ask, until: Instant) -> Result<(Token, usize), VerifyError> {
-        self.latency.time(self.from_any(ask, until)).await
+        self.latency.time(self.first_answer(ask, until)).await
     }
 
-    async fn from_any(&self, ask: &Ask, until: Instant) -> Result<(Token, usize), VerifyError> {
+    async fn first_answer(&self, ask: &Ask, until: Instant) -> Result<(Token, usize), VerifyError> {
         let order = self.order(Instant::now());
         let mut worst = VerifyError::Internal;
         for (at, &place) in order.iter().enumerate() {

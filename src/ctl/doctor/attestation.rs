@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::agent::AgentError;
-use super::evidence;
 use super::finding::{Check, Finding};
 use super::host::Host;
 use super::instance::Instance;
 use super::units::Units;
+use super::{builtin, evidence};
 use crate::attest::TOKEN_LEEWAY;
 use crate::config::{AsService, AttestProvider, Verify, VerifyProvider};
 
@@ -62,8 +62,11 @@ pub(super) fn check(host: &dyn Host, instance: &Instance, units: &Units) -> Vec<
         if verify.allow_sample || matches!(verify.provider, VerifyProvider::Sample) {
             samples.push(format!("{} accepts", endpoint.name));
         }
-        let VerifyProvider::As(all) = &verify.provider else { continue };
-        found.extend(each(host, verify, all, NO_VERDICT, &mut services));
+        match &verify.provider {
+            VerifyProvider::As(all) => found.extend(each(host, verify, all, NO_VERDICT, &mut services)),
+            VerifyProvider::Builtin(config) => found.extend(builtin::check(host, config, units.user())),
+            VerifyProvider::Anchors(_) | VerifyProvider::Sample => {}
+        }
     }
     if has_agent || !sockets.is_empty() {
         found.push(tee(host));

@@ -74,6 +74,8 @@ checks! {
     User = "user" in "instance",
     ConfigValid = "config-valid" in "instance",
     ConfigAccess = "config-access" in "instance",
+    GuardAccess = "guard-access" in "instance",
+    InstanceConflicts = "instance-conflicts" in "instance",
     ConfigApplied = "config-applied" in "instance",
     RulesPresent = "rules-present" in "instance",
     RoutesPresent = "routes-present" in "instance",
@@ -87,6 +89,8 @@ checks! {
     SampleEvidence = "sample-evidence" in "attestation",
     AsAnswer = "as-answer" in "attestation",
     AsClock = "as-clock" in "attestation",
+    Collateral = "collateral" in "attestation",
+    CollateralService = "collateral-service" in "attestation",
     ClockYear = "clock-year" in "clock",
     ClockSynchronised = "clock-synchronised" in "clock",
 }

@@ -2,6 +2,7 @@
 //! need more than either.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
@@ -20,6 +21,8 @@ use crate::daemon::{Paths, StatusReport, netns_inode};
 
 /// The longest one command, one agent or one service is waited for.
 pub const DEADLINE: Duration = Duration::from_secs(5);
+/// Addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 4;
 /// The most that is kept of a command's output, bytes.
 const MAX_OUTPUT: u64 = 4 << 20;
 
@@ -107,6 +110,19 @@ pub trait Host {
             let server = AsrAttester::new(addr, false, DEFAULT_INGRESS_MARK, DEADLINE).map_err(unreachable)?;
             server.tee_type().await
         })
+    }
+
+    /// Whether the service at `addr` takes a TCP connection; else why not.
+    fn connects(&self, addr: &url::Url) -> Result<(), String> {
+        let found = addr.socket_addrs(|| None).map_err(|e| e.to_string())?;
+        let mut last = "the name has no address".to_owned();
+        for address in found.into_iter().take(MAX_ADDRESSES) {
+            match TcpStream::connect_timeout(&address, DEADLINE / 2) {
+                Ok(_) => return Ok(()),
+                Err(e) => last = format!("{address}: {e}"),
+            }
+        }
+        Err(last)
     }
 
     /// The text of a file, without white space around it; `None` when it cannot be read.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::finding::{Check, Finding};
 use super::host::{Host, Running};
-use crate::config::{self, Config, InstanceName, Mode};
+use crate::config::{self, Config, InstanceName, Mode, guard_can_read, readable};
 
 /// User and group of the data plane.
 pub(super) const USER: &str = "tng";
@@ -60,6 +60,22 @@ impl Wants {
     }
 }
 
+/// The instances' files in a directory.
+fn listed(dir: &Path) -> Vec<PathBuf> {
+    let listed = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+    let is_file = |p: &PathBuf| {
+        let hidden = p.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+        !hidden && p.extension().is_some_and(|e| e == "toml")
+    };
+    listed.filter(is_file).collect()
+}
+
+/// What the files of a directory say, as far as they are good.
+pub(super) fn configs(dir: &Path) -> Vec<Config> {
+    let good = |file: PathBuf| config::load(&file).ok().map(|loaded| loaded.config);
+    listed(dir).into_iter().filter_map(good).collect()
+}
+
 /// The one that is named, or all that have a file or run.
 pub(super) fn find(host: &dyn Host, only: Option<&str>) -> Vec<Instance> {
     let running = host.running();
@@ -68,12 +84,7 @@ pub(super) fn find(host: &dyn Host, only: Option<&str>) -> Vec<Instance> {
         Some(name) if name.contains('/') || name.ends_with(".toml") => vec![name.into()],
         Some(name) => vec![dir.join(format!("{name}.toml"))],
         None => {
-            let listed = std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|e| e.path());
-            let is_file = |p: &PathBuf| {
-                let hidden = p.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
-                !hidden && p.extension().is_some_and(|e| e == "toml")
-            };
-            let mut files: Vec<PathBuf> = listed.filter(is_file).collect();
+            let mut files = listed(&dir);
             files.extend(running.iter().map(|r| dir.join(format!("{}.toml", r.name))));
             files.sort();
             files.dedup();
@@ -113,6 +124,7 @@ pub(super) fn check(host: &dyn Host, instances: &[Instance]) -> Vec<Finding> {
     for instance in instances {
         found.push(valid(host, instance));
         found.extend(access(instance, user));
+        found.extend(guard_access(instance));
         found.extend(applied(host, instance));
     }
     found
@@ -175,24 +187,26 @@ fn access(instance: &Instance, user: Option<(u32, u32)>) -> Option<Finding> {
     Some(finding.of(&instance.name))
 }
 
-fn parent(file: &Path) -> &Path {
-    file.parent().unwrap_or(Path::new("/"))
+/// Of instances that have a guard.
+fn guard_access(instance: &Instance) -> Option<Finding> {
+    let check = Check::GuardAccess;
+    let meta = std::fs::metadata(&instance.file).ok().filter(|_| instance.captures())?;
+    let file = instance.file.display();
+    let finding =
+        if guard_can_read(&instance.file) {
+            Finding::ok(check, "the guard can read the file")
+        } else {
+            let what = format!("{file} is {:04o} {}:{}", meta.mode() & 0o777, meta.uid(), meta.gid());
+            Finding::error(check, format!("{what}: the guard cannot read it"))
+            .why("it is root without the right to read others' files; at the next start or boot it guards by the last \
+                  good configuration, or not at all")
+            .fix(format!("chown root:{USER} {file} && chmod 0640 {file}"))
+        };
+    Some(finding.of(&instance.name))
 }
 
-fn readable(file: &Path, uid: u32, gid: u32) -> bool {
-    let allowed = |path: &Path, bit: u32| {
-        std::fs::metadata(path).is_ok_and(|m| {
-            let shift = if m.uid() == uid {
-                6
-            } else if m.gid() == gid {
-                3
-            } else {
-                0
-            };
-            m.mode() >> shift & bit != 0
-        })
-    };
-    allowed(file, 4) && allowed(parent(file), 1)
+fn parent(file: &Path) -> &Path {
+    file.parent().unwrap_or(Path::new("/"))
 }
 
 fn applied(host: &dyn Host, instance: &Instance) -> Option<Finding> {

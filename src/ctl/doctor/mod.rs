@@ -6,8 +6,10 @@
 
 mod agent;
 mod attestation;
+mod builtin;
 mod cgroups;
 mod clock;
+mod conflicts;
 mod evidence;
 mod finding;
 mod host;
@@ -53,6 +55,7 @@ pub fn examine(host: &dyn Host, only: Option<&str>) -> Vec<Finding> {
     found.push(units::version(host));
     found.extend(clock::check(host));
     found.extend(instance::check(host, &instances));
+    found.extend(conflicts::check(&instances, &instance::configs(&host.config_dir())));
     for instance in &instances {
         let units = Units::of(host, &instance.name);
         found.extend(units::check(&instance.name, &units));
