@@ -38,7 +38,7 @@ const MAX_CERTIFICATES: usize = 8;
 /// What was negotiated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Negotiated {
-    /// TLS version, by rustls's name.
+    /// TLS version: `TLSv1.3`.
     pub version: String,
     /// Cipher suite, by its IANA name.
     pub cipher_suite: String,
@@ -225,7 +225,7 @@ fn negotiated(stream: &TlsStream<TcpStream>) -> Negotiated {
     let (_, session) = stream.get_ref();
     let text = |value: Option<String>| value.unwrap_or_else(|| "unknown".into());
     Negotiated {
-        version: text(session.protocol_version().map(|v| format!("{v:?}"))),
+        version: text(session.protocol_version().map(|v| format!("{v:?}").replace('_', "."))),
         cipher_suite: text(session.negotiated_cipher_suite().map(|s| format!("{:?}", s.suite()))),
         group: text(session.negotiated_key_exchange_group().map(|g| format!("{:?}", g.name()))),
         alpn: session.alpn_protocol().map(<[u8]>::to_vec),

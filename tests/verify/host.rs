@@ -84,6 +84,29 @@ async fn what_keeps_a_host_from_attesting_has_its_reason_and_next_step() {
     assert_eq!(ran.json()["evidence"]["tee"], "sample", "the evidence is shown all the same");
 }
 
+// Needs root, to become somebody else.
+#[tokio::test]
+async fn a_socket_that_the_caller_may_not_open_is_named_with_the_next_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let (program, closed) = (dir.path().join("tngctl"), dir.path().join("closed"));
+    std::fs::copy(env!("CARGO_BIN_EXE_tngctl"), &program).unwrap();
+    std::fs::create_dir(&closed).unwrap();
+    for (path, mode) in [(dir.path(), 0o755), (&program, 0o755), (&closed, 0o700)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let aa = FakeAa::start(&closed.join("aa.sock"), Aa::Good);
+    let addr = format!("unix://{}", aa.socket.display());
+    let mut command = tokio::process::Command::new(&program);
+    command.args(["attest", "--json", "--aa-addr", &addr]).stdin(std::process::Stdio::null());
+    let out = command.uid(65534).gid(65534).kill_on_drop(true).output().await.expect("as nobody");
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let verdict = &json["verdict"];
+    assert_eq!((out.status.code(), &verdict["reason"]), (Some(4), &"aa-unreachable".into()), "{json}");
+    assert!(verdict["detail"].as_str().unwrap().contains("Permission denied"), "{verdict}");
+    assert!(verdict["explanation"].as_str().unwrap().contains("open its socket"), "{verdict}");
+    assert_eq!(attest(&["--aa-addr", &addr]).await.code, 0, "root may");
+}
+
 #[tokio::test]
 async fn an_endpoint_of_a_configuration_attests_with_its_passports_service() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,15 +1,19 @@
 //! `tngctl verify` and `tngctl attest` as an operator runs them, against peers and services of the tests.
+#![allow(dead_code, missing_docs)]
 
 #[path = "../common/tls.rs"]
 mod common;
 #[path = "../fakes/mod.rs"]
 mod fakes;
+#[path = "../common/mod.rs"]
+mod plane;
 #[path = "../common/raw.rs"]
 mod raw;
 #[path = "../fakes/swtpm.rs"]
 mod swtpm;
 
 mod appraisals;
+mod egress;
 mod host;
 mod peers;
 mod references;
@@ -80,7 +84,7 @@ pub async fn listen() -> (TcpListener, SocketAddr) {
 }
 
 /// An egress: accepts, appraises, and reads what comes until the end.
-pub async fn egress(endpoint: Arc<EndpointTls>) -> SocketAddr {
+pub async fn serves(endpoint: Arc<EndpointTls>) -> SocketAddr {
     let (listener, addr) = listen().await;
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {

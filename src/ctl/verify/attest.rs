@@ -145,7 +145,10 @@ fn told(appraiser: Option<AppraiserView>, verify: Option<&Verify>, own: OwnEvide
             if refused { Outcome::Refused } else { Outcome::NotJudged }
         }
         None if checks.first_failed().is_some() => Outcome::Refused,
-        None => Outcome::NotAppraised,
+        None => {
+            checks.nobody_appraises();
+            Outcome::NotAppraised
+        }
     };
     let mut verdict = explained(outcome, checks.first_failed(), None);
     verdict.appraisal = own.outcome.as_ref().and_then(|o| o.as_ref().ok()).map(Into::into);

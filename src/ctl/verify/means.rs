@@ -181,11 +181,6 @@ impl Draft {
         self
     }
 
-    /// Whether some option names an appraiser.
-    pub(super) fn appraises(&self) -> bool {
-        !self.verify.is_empty()
-    }
-
     pub(super) fn appraisal(mut self, options: &AppraisalOptions, builtin: &BuiltinOptions) -> Self {
         let mut set = |key: &str, value: String| self.verify.push(format!("{key} = {value}"));
         let mut lists = vec![("policy_ids", options.policy_id.clone())];
@@ -247,8 +242,9 @@ impl Draft {
         if let Some(timeout) = &self.timeout {
             text.push_str(&format!("[ingress.limits]\nhandshake_timeout = {}\n", quoted(timeout)));
         }
-        let target = quoted(self.target.as_deref().unwrap_or("127.0.0.1:1"));
-        text.push_str(&format!("[ingress.mapping]\nlisten = \"127.0.0.1:1\"\ntarget = {target}\n"));
+        // Nothing listens: an address of documentation is nobody's target either.
+        let target = quoted(self.target.as_deref().unwrap_or("192.0.2.2:1"));
+        text.push_str(&format!("[ingress.mapping]\nlisten = \"192.0.2.1:1\"\ntarget = {target}\n"));
         for (table, lines) in [("attest", &self.attest), ("verify", &self.verify)] {
             if !lines.is_empty() {
                 text.push_str(&format!("[ingress.{table}]\n{}\n", lines.join("\n")));

@@ -153,6 +153,9 @@ fn told(options: &VerifyOptions, means: &Means, seen: Observation, address: Stri
     let mut checks = Checks::of_peer(path_of(means, credential), own, seen.wants_evidence);
     looked_at(&mut checks, &seen, shown.as_ref(), look.as_ref(), &address);
     let peers = judge(&mut checks, &seen, own);
+    if means.endpoint.ra.verify.is_none() {
+        checks.nobody_appraises();
+    }
     let outcome = outcome(&checks, &seen, means);
     let mut verdict = explained(outcome, checks.first_failed(), peers.as_deref());
     verdict.appraisal = seen.verdict.as_ref().map(Into::into);

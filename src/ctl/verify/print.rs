@@ -52,6 +52,12 @@ pub(super) fn render(report: &Report, style: Style) -> String {
         if appraiser.provider == "builtin" {
             rows.push(row("references", appraiser.references.to_string()));
         }
+        // What only the appraisal found: of a quote, the status of its platform.
+        let shown = |name: &String| {
+            report.evidence.as_ref().is_some_and(|e| e.fields.contains_key(name) || e.claims.contains_key(name))
+        };
+        let found = report.verdict.appraisal.iter().filter(|_| appraiser.provider == "builtin").flat_map(|a| &a.claims);
+        rows.extend(found.filter(|(name, _)| !shown(name)).take(MAX_ROWS).map(|(name, value)| row(name, value)));
         section(&mut out, "appraisal", &rows, style);
     }
     if !report.checks.is_empty() {
@@ -185,8 +191,10 @@ fn headline(report: &Report) -> String {
     let tee = report.evidence.as_ref().and_then(|e| e.tee.as_deref()).unwrap_or("no TEE");
     match report.verdict.outcome {
         Outcome::Verified => {
-            let trust = report.verdict.appraisal.as_ref().map_or("", |a| a.trust_anchor.as_str());
-            format!("VERIFIED: {what} is {}, trust anchor {}", clean(tee), clean(trust))
+            let appraisal = report.verdict.appraisal.as_ref();
+            let nothing = if appraisal.is_some_and(|a| a.sample) { ", which proves nothing" } else { "" };
+            let trust = appraisal.map_or("", |a| a.trust_anchor.as_str());
+            format!("VERIFIED: {what} is {}{nothing}; trust anchor: {}", clean(tee), clean(trust))
         }
         Outcome::Refused => format!("REFUSED: {what} failed a check"),
         Outcome::NotJudged if report.target.is_none() => "NO VERDICT: this host could not be judged".into(),
@@ -198,6 +206,11 @@ fn headline(report: &Report) -> String {
 fn reason_lines(report: &Report) -> Vec<String> {
     let verdict = &report.verdict;
     let mut lines = Vec::new();
+    if let Some(appraisal) = verdict.appraisal.as_ref().filter(|_| verdict.outcome == Outcome::Verified) {
+        let until = appraisal.expires_at.as_deref().unwrap_or("unknown");
+        let devices = appraisal.devices.iter().map(|d| format!(", with {d}")).collect::<String>();
+        lines.push(clean(&format!("status {}{devices}, holds until {until}", appraisal.status)));
+    }
     if let Some(reason) = &verdict.reason {
         let detail = verdict.detail.as_deref().unwrap_or("no detail");
         lines.push(format!("why: {} [{}]", clean(detail), clean(reason)));
