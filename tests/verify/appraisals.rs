@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tng::config::*;
 
-use crate::common::{attest_sample, endpoint, ra};
+use crate::common::{attest_sample, ra};
 use crate::fakes;
 use crate::fakes::as_rest::{FakeAs, Mode as As};
-use crate::{serves, tngctl, verify};
+use crate::{endpoint, serves, tngctl, verify};
 
 const AFFIRMING: As = As::Status("affirming");
 

@@ -8,13 +8,14 @@ use tokio::io::AsyncReadExt;
 
 use crate::common::{attest_sample, ra};
 use crate::plane::{config, ended, eventually, limits, listen, mapping};
-use crate::verify;
+use crate::{PATIENT, verify};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_verified_egress_records_a_connection_that_brought_nothing() {
     let (service, addr) = listen().await;
     let (mut endpoint, listener) = mapping("model", Side::Egress, addr, limits());
     endpoint.ra = ra(Some(attest_sample()), None);
+    endpoint.limits.handshake_timeout = PATIENT;
     let tunnel = listener.local;
     let egress = DataPlane::start(&config(vec![endpoint]), vec![listener]).expect("data plane");
     for (count, protocol) in [(1, "tng/1"), (2, "rats-tls")] {
@@ -35,6 +36,7 @@ async fn an_egress_that_is_refused_sees_a_reset_and_no_clean_end() {
     let (service, addr) = listen().await;
     let (mut endpoint, listener) = mapping("model", Side::Egress, addr, limits());
     endpoint.ra = ra(Some(attest_sample()), None);
+    endpoint.limits.handshake_timeout = PATIENT;
     let tunnel = listener.local;
     let egress = DataPlane::start(&config(vec![endpoint]), vec![listener]).expect("data plane");
     let ca = crate::fakes::fixture("as-ca.pem").to_string_lossy().into_owned();

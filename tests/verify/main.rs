@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use tng::config::Ra;
 use tng::tls::EndpointTls;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -81,6 +82,19 @@ pub async fn listen() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     (listener, addr)
+}
+
+/// Long enough for a machine that does much else.
+pub const PATIENT: Duration = Duration::from_secs(30);
+
+/// An endpoint with these roles.
+pub fn endpoint(ra: Ra) -> Arc<EndpointTls> {
+    common::endpoint_within(ra, PATIENT)
+}
+
+/// The same that speaks RATS-TLS alone.
+pub fn rats_tls(ra: Ra) -> Arc<EndpointTls> {
+    EndpointTls::rats_tls_only(&common::config(ra, PATIENT), Arc::new(tng::attest::SystemClock)).unwrap()
 }
 
 /// An egress: accepts, appraises, and reads what comes until the end.

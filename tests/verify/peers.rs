@@ -10,9 +10,9 @@ use tng::tls::session::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 
-use crate::common::{attest_sample, endpoint, ra, rats_tls};
+use crate::common::{attest_sample, ra};
 use crate::raw::{Keys, message};
-use crate::{Ran, listen, server, serves, tngctl, verify};
+use crate::{Ran, endpoint, listen, rats_tls, server, serves, tngctl, verify};
 
 fn states(ran: &Ran, ids: &[&str]) -> Vec<String> {
     ids.iter().map(|id| ran.check(id).0).collect()
@@ -193,7 +193,7 @@ async fn a_server_that_is_no_tng_is_told_from_one_that_is_refused() {
         let _tcp = tcp;
         std::future::pending().await
     });
-    let ran = verify(silent.await, &["--timeout", "300ms"]).await;
+    let ran = verify(silent.await, &["--timeout", "1s"]).await;
     assert_eq!((ran.code, ran.failed()), (4, ("handshake".into(), "handshake-timeout".into())));
 
     let (gone, addr) = listen().await;
@@ -249,7 +249,7 @@ async fn a_session_that_is_replayed_or_left_is_named_and_its_evidence_shown() {
             std::future::pending().await
         }
     });
-    let ran = verify(mute.await, &["--timeout", "2s"]).await;
+    let ran = verify(mute.await, &["--timeout", "8s"]).await;
     assert_eq!((ran.code, ran.failed()), (4, ("evidence".into(), "handshake-timeout".into())));
     assert_eq!(ran.check("handshake").0, "passed");
 }

@@ -6,9 +6,9 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tng::attest::Credential;
 
-use crate::common::{attest_sample, endpoint, ra};
+use crate::common::{attest_sample, ra};
 use crate::fakes::as_rest::{FakeAs, Mode as As};
-use crate::{fakes, serves, tngctl, verify};
+use crate::{endpoint, fakes, serves, tngctl, verify};
 
 #[tokio::test]
 async fn everything_that_was_seen_is_in_files_of_the_callers_alone() {

@@ -2,42 +2,17 @@
 
 use std::sync::Arc;
 
-use clap::Args;
-
 use super::checks::{Checks, Path};
-use super::means::{AppraisalOptions, BuiltinOptions, Draft, EvidenceOptions, Means, Role, Unfit, of_config};
+use super::means::{Draft, Means, Role, Unfit, of_config};
 use super::report::{AppraiserView, Outcome, Report};
 use super::save::Files;
 use super::view::{EvidenceView, TokenView};
-use super::{OutputOptions, Style, block_on, explained, finish, reasons, reference};
+use super::{AttestOptions, BuiltinOptions, Style, block_on, explained, finish, reasons, reference};
 use crate::attest::{SystemClock, VerifyError};
 use crate::config::{Verify, VerifyProvider};
 use crate::ctl::local::LocalAnswer;
 use crate::tls::ChannelError;
 use crate::tls::probe::{self, OwnEvidence};
-
-/// `tngctl attest`.
-#[derive(Debug, Clone, Args)]
-pub struct AttestOptions {
-    /// Act as an endpoint of this instance (/etc/tng/NAME.toml) or file
-    #[arg(long, value_name = "NAME|FILE")]
-    pub config: Option<String>,
-    /// Which endpoint, if several attest
-    #[arg(long, requires = "config")]
-    pub endpoint: Option<String>,
-    /// Deadline, as 5s; evidence and token have two thirds of it each. 30s when absent
-    #[arg(long, value_name = "TIME")]
-    pub timeout: Option<String>,
-    /// Where the evidence comes from.
-    #[command(flatten)]
-    pub evidence: EvidenceOptions,
-    /// Who appraises it.
-    #[command(flatten)]
-    pub appraisal: AppraisalOptions,
-    /// What is printed.
-    #[command(flatten)]
-    pub output: OutputOptions,
-}
 
 /// `tngctl attest`.
 pub fn attest(options: &AttestOptions, style: Style) -> LocalAnswer {

@@ -67,7 +67,7 @@ fn trust(outcome: Outcome, reason: Option<&str>) -> &'static str {
 }
 
 /// The block; `None` for evidence of a TEE that is not appraised in process. `whose`: whom it is about, in words.
-pub(super) fn block(tee: &str, look: &Look, whose: &str, outcome: Outcome, reason: Option<&str>) -> Option<String> {
+pub(crate) fn block(tee: &str, look: &Look, whose: &str, outcome: Outcome, reason: Option<&str>) -> Option<String> {
     let (_, set) = SET.iter().find(|(name, _)| *name == tee)?;
     let whose: String = whose.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
     let mut out = format!("# What {whose} showed, TEE {tee}.\n{}\n", trust(outcome, reason));
