@@ -15,7 +15,7 @@ use crate::config::{
     Attest, AttestProvider, DEFAULT_INGRESS_MARK, Endpoint, EndpointName, Limits, Mapping, Mode, Model, PortRange, Ra,
     Side, TargetHost, Verify, VerifyProvider, Wanted,
 };
-use crate::ctl::verify::{Outcome, reference_block};
+use crate::ctl::verify::{Outcome, reference_block, reference_trust};
 use crate::tls::probe::{Observation, Prober};
 use crate::tls::{Channel, ChannelError, EndpointTls, Peer};
 
@@ -224,7 +224,8 @@ fn block_of(observation: &Observation) -> String {
     let crate::attest::Credential::Evidence(evidence) = shown else { panic!("a token") };
     let look = look(&evidence).unwrap();
     assert_eq!(look.bound, Some(true));
-    reference_block(&evidence.tee, &look, "a machine", Outcome::Refused, Some("reference-missing")).unwrap()
+    reference_block(&evidence.tee, &look, "a machine", reference_trust(Outcome::Refused, Some("reference-missing")))
+        .unwrap()
 }
 
 #[tokio::test]

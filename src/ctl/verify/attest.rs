@@ -127,9 +127,7 @@ fn told(appraiser: Option<AppraiserView>, verify: Option<&Verify>, own: OwnEvide
     };
     let mut verdict = explained(outcome, checks.first_failed(), None);
     verdict.appraisal = own.outcome.as_ref().and_then(|o| o.as_ref().ok()).map(Into::into);
-    let tee = &own.evidence.tee;
-    let block =
-        look.as_ref().and_then(|look| reference::block(tee, look, "this host", outcome, verdict.reason.as_deref()));
+    let block = look.as_ref().and_then(|look| reference::block(&own.evidence.tee, look, "this host", reference::OWN));
     let mut notes = Vec::new();
     if evidence.sample {
         notes.push("the TEE is the sample one: its evidence proves nothing".into());

@@ -28,7 +28,7 @@ pub use options::{
 };
 pub use peer::verify;
 #[cfg(test)]
-pub(crate) use reference::block as reference_block;
+pub(crate) use reference::{block as reference_block, trust as reference_trust};
 pub use report::{Outcome, Report};
 
 use means::Unfit;

@@ -235,11 +235,11 @@ fn verdict(report: &Report, style: Style) -> String {
 pub(super) fn on_the_side(report: &Report) -> Vec<String> {
     let mut lines = vec![headline(report)];
     lines.extend(reason_lines(report));
-    match (&report.reference, report.verdict.outcome) {
-        (None, _) => lines.push("no evidence of a TEE that reference values are about: tdx, sgx, snp or tpm".into()),
-        (Some(_), Outcome::Verified) => {}
-        (Some(_), _) => lines
-            .push("warning: this block is trust on first use: compare it with what you built before you use it".into()),
+    if report.reference.is_none() {
+        lines.push("no evidence of a TEE that reference values are about: tdx, sgx, snp or tpm".into());
+    } else if report.target.is_some() && report.verdict.outcome != Outcome::Verified {
+        lines
+            .push("warning: this block is trust on first use: compare it with what you built before you use it".into());
     }
     lines
 }
