@@ -154,6 +154,15 @@ async fn a_certificate_that_is_wrong_is_named_by_its_check_whoever_appraises() {
         let explanation = ran.json()["verdict"]["explanation"].as_str().unwrap().to_owned();
         assert!(explanation.contains("Treat it as an attack"), "{explanation}");
 
+        let unread = shows(b"rats-tls", async |key, params| {
+            let about = RuntimeData::for_key(&key.subject_public_key_info());
+            let mut evidence = SampleAttester.evidence(&about).await.unwrap();
+            evidence.evidence = b"{}".to_vec();
+            params.custom_extensions = vec![CustomExtension::from_oid_content(EVIDENCE_OID, evidence.to_extension())];
+        });
+        let ran = verify(unread.await, args).await;
+        assert_eq!((ran.code, ran.failed().1), (1, "evidence-malformed".into()), "{}", ran.out);
+
         let over = shows(b"rats-tls", async |key, params| {
             params.custom_extensions = vec![evidence_about(&key.subject_public_key_info()).await];
             params.not_after = std::time::SystemTime::now().into();

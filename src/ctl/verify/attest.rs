@@ -119,7 +119,12 @@ fn told(appraiser: Option<AppraiserView>, verify: Option<&Verify>, own: OwnEvide
             let refused = e.is_about_peer() || e.reason().starts_with("token-");
             if refused { Outcome::Refused } else { Outcome::NotJudged }
         }
-        None if checks.first_failed().is_some() => Outcome::Refused,
+        None if evidence.problem.is_some() || checks.first_failed().is_some() => {
+            if let Some(problem) = &evidence.problem {
+                checks.refused(problem.slug, problem.text.clone());
+            }
+            Outcome::Refused
+        }
         None => {
             checks.nobody_appraises();
             Outcome::NotAppraised

@@ -164,6 +164,10 @@ fn told(options: &VerifyOptions, means: &Means, met: Met) -> (Report, Files) {
     looked_at(&mut checks, &seen, shown.as_ref(), look.as_ref(), &address);
     let peers = judge(&mut checks, &seen, own);
     if means.endpoint.ra.verify.is_none() {
+        // An appraiser would begin with this.
+        if let (Some(problem), None) = (evidence.as_ref().and_then(|e| e.problem.as_ref()), &seen.failure) {
+            checks.refused(problem.slug, problem.text.clone());
+        }
         checks.nobody_appraises();
     }
     let outcome = outcome(&checks, &seen, means);
@@ -331,8 +335,12 @@ fn outcome(checks: &Checks, seen: &Observation, means: &Means) -> Outcome {
         ),
         _ => false,
     };
+    // Seen by looking alone, where an endpoint did not come so far.
+    let beyond = |failure: &ChannelError| {
+        checks.first_failed().is_some_and(|check| check.reason.as_deref() != Some(failure.reason()))
+    };
     match (&seen.failure, &seen.verdict) {
-        (Some(failure), _) if refuses(failure) => Outcome::Refused,
+        (Some(failure), _) if refuses(failure) || beyond(failure) => Outcome::Refused,
         (Some(_), _) => Outcome::NotJudged,
         (None, _) if checks.first_failed().is_some() => Outcome::Refused,
         (None, Some(_)) => Outcome::Verified,

@@ -118,7 +118,7 @@ fn evidence_rows(evidence: &EvidenceView) -> Vec<Vec<String>> {
         rows.push(row("device", format!("{}{bound}", device.tee)));
     }
     if let Some(problem) = &evidence.problem {
-        rows.push(row("unreadable", problem));
+        rows.push(row("unreadable", &problem.text));
     }
     for (name, value) in evidence.fields.iter().take(MAX_ROWS) {
         rows.push(row(name, text_of(value)));
