@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tng::config::*;
 
-use crate::common::{attest_sample, endpoint, ra};
+use crate::common::{attest_sample, ra};
 use crate::fakes;
 use crate::fakes::as_rest::{FakeAs, Mode as As};
-use crate::{egress, tngctl, verify};
+use crate::{endpoint, serves, tngctl, verify};
 
 const AFFIRMING: As = As::Status("affirming");
 
@@ -18,7 +18,7 @@ fn ca() -> String {
 #[tokio::test]
 async fn a_service_appraises_and_its_token_is_shown() {
     let service = FakeAs::start("127.0.0.1:0", AFFIRMING).await;
-    let addr = egress(endpoint(ra(Some(attest_sample()), None))).await;
+    let addr = serves(endpoint(ra(Some(attest_sample()), None))).await;
     let (url, ca) = (service.url().to_string(), ca());
     let args = ["--as-addr", &url, "--trusted-certs", &ca, "--allow-sample"];
     for protocol in ["tng/1", "rats-tls"] {
@@ -41,7 +41,7 @@ async fn a_service_appraises_and_its_token_is_shown() {
 #[tokio::test]
 async fn the_check_that_failed_at_the_service_is_named() {
     let service = FakeAs::start("127.0.0.1:0", AFFIRMING).await;
-    let addr = egress(endpoint(ra(Some(attest_sample()), None))).await;
+    let addr = serves(endpoint(ra(Some(attest_sample()), None))).await;
     let (url, ca) = (service.url().to_string(), ca());
     for (mode, code, check, reason) in [
         (As::Status("contraindicated"), 1, "token-status", "token-status-contraindicated"),
@@ -81,7 +81,7 @@ async fn a_passport_is_checked_with_anchors_alone_and_the_other_model_is_told() 
         policy_ids: vec!["default".into()],
     };
     let attest = Attest { passport: Some(passport), ..attest_sample() };
-    let addr = egress(endpoint(ra(Some(attest), None))).await;
+    let addr = serves(endpoint(ra(Some(attest), None))).await;
     let (ca, url) = (ca(), service.url().to_string());
     for protocol in ["tng/1", "rats-tls"] {
         let ran = verify(addr, &["--trusted-certs", &ca, "--allow-sample", "--protocol", protocol]).await;
@@ -101,7 +101,7 @@ async fn a_passport_is_checked_with_anchors_alone_and_the_other_model_is_told() 
         service: AsService { timeout: Duration::from_secs(5), ..AsService::at(service.url()) },
         policy_ids: vec!["default".into()],
     };
-    let addr = egress(endpoint(ra(Some(Attest { passport: Some(stranger), ..attest_sample() }), None))).await;
+    let addr = serves(endpoint(ra(Some(Attest { passport: Some(stranger), ..attest_sample() }), None))).await;
     let ran = verify(addr, &["--trusted-certs", &ca, "--allow-sample"]).await;
     assert_eq!((ran.code, ran.failed()), (1, ("token-signer".into(), "token-untrusted-signer".into())));
 }

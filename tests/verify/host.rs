@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use crate::fakes::aa::{FakeAa, Mode as Aa};
 use crate::fakes::as_rest::{FakeAs, Mode as As};
 use crate::swtpm::Swtpm;
-use crate::{Ran, fakes, instance, listen, tngctl};
+use crate::{Ran, fakes, instance, listen, server, tngctl, verify};
 
 async fn attest(args: &[&str]) -> Ran {
     tngctl(&[&["attest", "--json"][..], args].concat()).await
@@ -84,6 +84,38 @@ async fn what_keeps_a_host_from_attesting_has_its_reason_and_next_step() {
     assert_eq!(ran.json()["evidence"]["tee"], "sample", "the evidence is shown all the same");
 }
 
+// Needs root, to become somebody else.
+#[tokio::test]
+async fn a_socket_that_the_caller_may_not_open_is_named_with_the_next_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let (program, closed) = (dir.path().join("tngctl"), dir.path().join("closed"));
+    std::fs::copy(env!("CARGO_BIN_EXE_tngctl"), &program).unwrap();
+    std::fs::create_dir(&closed).unwrap();
+    for (path, mode) in [(dir.path(), 0o755), (&program, 0o755), (&closed, 0o700)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let aa = FakeAa::start(&closed.join("aa.sock"), Aa::Good);
+    let addr = format!("unix://{}", aa.socket.display());
+    let as_nobody = async |args: &[&str]| {
+        let mut command = tokio::process::Command::new(&program);
+        command.args(args).stdin(std::process::Stdio::null()).uid(65534).gid(65534).kill_on_drop(true);
+        let out = command.output().await.expect("as nobody");
+        serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap()
+    };
+    let json = as_nobody(&["attest", "--json", "--aa-addr", &addr]).await;
+    let verdict = &json["verdict"];
+    assert_eq!(verdict["reason"], "aa-unreachable", "{json}");
+    assert!(verdict["detail"].as_str().unwrap().contains("Permission denied"), "{verdict}");
+    assert!(verdict["explanation"].as_str().unwrap().contains("open its socket"), "{verdict}");
+    assert_eq!(attest(&["--aa-addr", &addr]).await.code, 0, "root may");
+
+    // Nor may it mark its connections, which a capture of this host could take then.
+    let closes = server(|tcp| async move { drop(tcp) }).await;
+    let said = |json: &serde_json::Value| json["notes"].to_string().contains("may not mark its connection");
+    assert!(said(&as_nobody(&["verify", "--json", &closes.to_string()]).await));
+    assert!(!said(&verify(closes, &[]).await.json()));
+}
+
 #[tokio::test]
 async fn an_endpoint_of_a_configuration_attests_with_its_passports_service() {
     let dir = tempfile::tempdir().unwrap();
@@ -108,5 +140,6 @@ async fn a_tpms_own_block_is_for_its_peers() {
     let args = ["attest", "--provider", "tpm", "--evidence-addr", "direct", "--tpm-device", &device, "--reference"];
     let ran = tngctl(&args).await;
     assert_eq!(ran.code, 0, "{} {}", ran.out, ran.err);
+    assert!(ran.out.contains("of itself") && !ran.err.contains("warning"), "{} {}", ran.out, ran.err);
     assert!(ran.out.contains("[[ingress.verify.reference]]\ntee = \"tpm\"\nak = \"sha256:"), "{}", ran.out);
 }

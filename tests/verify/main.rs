@@ -1,15 +1,19 @@
 //! `tngctl verify` and `tngctl attest` as an operator runs them, against peers and services of the tests.
+#![allow(dead_code, missing_docs)]
 
 #[path = "../common/tls.rs"]
 mod common;
 #[path = "../fakes/mod.rs"]
 mod fakes;
+#[path = "../common/mod.rs"]
+mod plane;
 #[path = "../common/raw.rs"]
 mod raw;
 #[path = "../fakes/swtpm.rs"]
 mod swtpm;
 
 mod appraisals;
+mod egress;
 mod host;
 mod peers;
 mod references;
@@ -23,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use tng::config::Ra;
 use tng::tls::EndpointTls;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -79,8 +84,21 @@ pub async fn listen() -> (TcpListener, SocketAddr) {
     (listener, addr)
 }
 
+/// Long enough for a machine that does much else.
+pub const PATIENT: Duration = Duration::from_secs(30);
+
+/// An endpoint with these roles.
+pub fn endpoint(ra: Ra) -> Arc<EndpointTls> {
+    common::endpoint_within(ra, PATIENT)
+}
+
+/// The same that speaks RATS-TLS alone.
+pub fn rats_tls(ra: Ra) -> Arc<EndpointTls> {
+    EndpointTls::rats_tls_only(&common::config(ra, PATIENT), Arc::new(tng::attest::SystemClock)).unwrap()
+}
+
 /// An egress: accepts, appraises, and reads what comes until the end.
-pub async fn egress(endpoint: Arc<EndpointTls>) -> SocketAddr {
+pub async fn serves(endpoint: Arc<EndpointTls>) -> SocketAddr {
     let (listener, addr) = listen().await;
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {

@@ -10,9 +10,9 @@ use tng::tls::session::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 
-use crate::common::{attest_sample, endpoint, ra, rats_tls};
+use crate::common::{attest_sample, ra};
 use crate::raw::{Keys, message};
-use crate::{Ran, egress, listen, server, tngctl, verify};
+use crate::{Ran, endpoint, listen, rats_tls, server, serves, tngctl, verify};
 
 fn states(ran: &Ran, ids: &[&str]) -> Vec<String> {
     ids.iter().map(|id| ran.check(id).0).collect()
@@ -20,13 +20,13 @@ fn states(ran: &Ran, ids: &[&str]) -> Vec<String> {
 
 #[tokio::test]
 async fn a_look_without_an_appraiser_shows_everything_and_trusts_nobody() {
-    let addr = egress(endpoint(ra(Some(attest_sample()), None))).await;
+    let addr = serves(endpoint(ra(Some(attest_sample()), None))).await;
     let ran = tngctl(&["verify", &addr.to_string()]).await;
     assert_eq!(ran.code, 5, "{} {}", ran.out, ran.err);
     let protocol = "protocol           tng/1: evidence bound to this connection";
     for part in [
         &addr.to_string(),
-        "TLSv1_3, TLS13_",
+        "TLSv1.3, TLS13_",
         "X25519MLKEM768",
         protocol,
         "asks for evidence  no",
@@ -35,6 +35,7 @@ async fn a_look_without_an_appraiser_shows_everything_and_trusts_nobody() {
         "svn",
         "pubkey-hash",
         "passed    made for this side's nonce",
+        "not done  somebody vouches for the evidence: nobody appraises",
         "NOT APPRAISED: the peer says that it is sample",
         "--as-addr",
         "proves nothing",
@@ -77,7 +78,7 @@ async fn names_and_ipv6_addresses_are_found() {
     });
     let ran = tngctl(&["verify", "--json", "--allow-sample", &format!("[::1]:{port}")]).await;
     assert_eq!((ran.code, &ran.json()["address"]), (0, &format!("[::1]:{port}").into()), "{}", ran.err);
-    let addr = egress(endpoint(ra(Some(attest_sample()), None))).await;
+    let addr = serves(endpoint(ra(Some(attest_sample()), None))).await;
     let ran = tngctl(&["verify", "--json", "--allow-sample", &format!("localhost:{}", addr.port())]).await;
     assert_eq!(ran.code, 0, "{}", ran.out);
     let ran = tngctl(&["verify", "--json", "no-such-name.invalid:1"]).await;
@@ -86,7 +87,7 @@ async fn names_and_ipv6_addresses_are_found() {
 
 #[tokio::test]
 async fn both_protocols_are_spoken_and_say_what_evidence_is_bound_to() {
-    let addr = egress(endpoint(ra(Some(attest_sample()), None))).await;
+    let addr = serves(endpoint(ra(Some(attest_sample()), None))).await;
     let binding = ["key-binding", "freshness", "session-binding", "report-data"];
     let ran = verify(addr, &["--allow-sample"]).await;
     assert_eq!(ran.code, 0, "{}", ran.out);
@@ -98,7 +99,7 @@ async fn both_protocols_are_spoken_and_say_what_evidence_is_bound_to() {
     assert_eq!(states(&ran, &binding), ["passed", "not_done", "not_done", "passed"]);
     assert_eq!(ran.json()["verdict"]["appraisal"]["sample"], true);
 
-    let old = egress(rats_tls(ra(Some(attest_sample()), None))).await;
+    let old = serves(rats_tls(ra(Some(attest_sample()), None))).await;
     assert_eq!(verify(old, &["--allow-sample"]).await.json()["tls"]["protocol"], "rats-tls");
     let ran = verify(old, &["--allow-sample", "--protocol", "tng/1"]).await;
     assert_eq!((ran.code, ran.failed()), (4, ("protocol".into(), "tls-alpn".into())));
@@ -153,6 +154,15 @@ async fn a_certificate_that_is_wrong_is_named_by_its_check_whoever_appraises() {
         let explanation = ran.json()["verdict"]["explanation"].as_str().unwrap().to_owned();
         assert!(explanation.contains("Treat it as an attack"), "{explanation}");
 
+        let unread = shows(b"rats-tls", async |key, params| {
+            let about = RuntimeData::for_key(&key.subject_public_key_info());
+            let mut evidence = SampleAttester.evidence(&about).await.unwrap();
+            evidence.evidence = b"{}".to_vec();
+            params.custom_extensions = vec![CustomExtension::from_oid_content(EVIDENCE_OID, evidence.to_extension())];
+        });
+        let ran = verify(unread.await, args).await;
+        assert_eq!((ran.code, ran.failed().1), (1, "evidence-malformed".into()), "{}", ran.out);
+
         let over = shows(b"rats-tls", async |key, params| {
             params.custom_extensions = vec![evidence_about(&key.subject_public_key_info()).await];
             params.not_after = std::time::SystemTime::now().into();
@@ -192,7 +202,7 @@ async fn a_server_that_is_no_tng_is_told_from_one_that_is_refused() {
         let _tcp = tcp;
         std::future::pending().await
     });
-    let ran = verify(silent.await, &["--timeout", "300ms"]).await;
+    let ran = verify(silent.await, &["--timeout", "1s"]).await;
     assert_eq!((ran.code, ran.failed()), (4, ("handshake".into(), "handshake-timeout".into())));
 
     let (gone, addr) = listen().await;
@@ -248,7 +258,7 @@ async fn a_session_that_is_replayed_or_left_is_named_and_its_evidence_shown() {
             std::future::pending().await
         }
     });
-    let ran = verify(mute.await, &["--timeout", "2s"]).await;
+    let ran = verify(mute.await, &["--timeout", "8s"]).await;
     assert_eq!((ran.code, ran.failed()), (4, ("evidence".into(), "handshake-timeout".into())));
     assert_eq!(ran.check("handshake").0, "passed");
 }

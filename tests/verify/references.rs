@@ -8,9 +8,9 @@ use tng::attest::tpm::quote::AttestationKey;
 use tng::attest::tpm::structures::KeyAlgorithm;
 use tng::config::{Attest, AttestProvider};
 
-use crate::common::{attest, attest_sample, endpoint_within, ra};
+use crate::common::{attest, attest_sample, ra};
 use crate::swtpm::Swtpm;
-use crate::{egress, instance, tngctl, verify};
+use crate::{endpoint, instance, serves, tngctl, verify};
 
 const ECC: AttestationKey = AttestationKey::Primary(Hierarchy::Endorsement, KeyAlgorithm::EccP256);
 
@@ -18,7 +18,7 @@ async fn on(tpm: &Swtpm) -> std::net::SocketAddr {
     let source = HostSource::Tpm(tpm.settings(ECC));
     // New evidence for each connection: a certificate made before the PCR was extended would still hold.
     let attest = Attest { provider: AttestProvider::Direct(source), ..attest(Duration::ZERO) };
-    egress(endpoint_within(ra(Some(attest), None), Duration::from_secs(30))).await
+    serves(endpoint(ra(Some(attest), None))).await
 }
 
 #[tokio::test]
@@ -63,7 +63,7 @@ async fn the_block_accepts_the_peer_it_was_made_from_and_refuses_another() {
 
 #[tokio::test]
 async fn a_tee_without_reference_values_has_no_block() {
-    let addr = egress(endpoint_within(ra(Some(attest_sample()), None), Duration::from_secs(20))).await;
+    let addr = serves(endpoint(ra(Some(attest_sample()), None))).await;
     let ran = tngctl(&["verify", &addr.to_string(), "--reference", "--allow-sample"]).await;
     assert!(
         ran.code == 4 && ran.out.is_empty() && ran.err.contains("tdx, sgx, snp or tpm"),

@@ -1,21 +1,19 @@
 //! Endpoints of a configuration, and peers that want evidence too.
 
-use std::time::Duration;
-
-use crate::common::{attest_sample, endpoint_within, ra, verify_sample};
-use crate::{egress, instance, tngctl, verify};
+use crate::common::{attest_sample, ra, verify_sample};
+use crate::{endpoint, instance, rats_tls, serves, tngctl, verify};
 
 const VERIFIES: &str = "[ingress.verify]\nprovider = \"sample\"\nallow_sample = true\n";
 const BOTH: &str = "[ingress.attest]\nprovider = \"sample\"\n\
                     [ingress.verify]\nprovider = \"sample\"\nallow_sample = true\n";
 
 fn mutual(allow_sample: bool) -> std::sync::Arc<tng::tls::EndpointTls> {
-    endpoint_within(ra(Some(attest_sample()), Some(verify_sample(allow_sample))), Duration::from_secs(20))
+    endpoint(ra(Some(attest_sample()), Some(verify_sample(allow_sample))))
 }
 
 #[tokio::test]
 async fn a_peer_that_wants_evidence_is_verified_and_says_what_is_missing() {
-    let addr = egress(mutual(true)).await;
+    let addr = serves(mutual(true)).await;
     for protocol in ["tng/1", "rats-tls"] {
         let ran = verify(addr, &["--allow-sample", "--protocol", protocol]).await;
         assert_eq!((ran.code, ran.failed()), (4, ("accepted".into(), "session-unattested".into())), "{}", ran.out);
@@ -29,7 +27,7 @@ async fn a_peer_that_wants_evidence_is_verified_and_says_what_is_missing() {
 #[tokio::test]
 async fn an_endpoint_of_a_configuration_gives_both_roles() {
     let dir = tempfile::tempdir().unwrap();
-    let addr = egress(mutual(true)).await;
+    let addr = serves(mutual(true)).await;
     let both = instance(dir.path(), "both", BOTH);
     for protocol in ["tng/1", "rats-tls"] {
         let ran = verify(addr, &["--config", &both, "--protocol", protocol]).await;
@@ -46,7 +44,7 @@ async fn an_endpoint_of_a_configuration_gives_both_roles() {
 #[tokio::test]
 async fn a_peer_that_refuses_this_side_tells_why() {
     let dir = tempfile::tempdir().unwrap();
-    let addr = egress(mutual(false)).await;
+    let addr = serves(mutual(false)).await;
     let both = instance(dir.path(), "both", BOTH);
     let ran = verify(addr, &["--config", &both, "--protocol", "tng/1"]).await;
     assert_eq!((ran.code, ran.failed()), (4, ("accepted".into(), "session-refused".into())), "{}", ran.out);
@@ -63,7 +61,7 @@ async fn one_of_several_endpoints_has_to_be_named() {
          target = \"192.0.2.1:2\"\n[ingress.verify]\nprovider = \"sample\"\n"
     );
     let file = instance(dir.path(), "several", &more);
-    let addr = egress(endpoint_within(ra(Some(attest_sample()), None), Duration::from_secs(20))).await;
+    let addr = serves(endpoint(ra(Some(attest_sample()), None))).await;
     let ran = verify(addr, &["--config", &file]).await;
     assert!(ran.code == 2 && ran.err.contains("--endpoint: one, two"), "{} {}", ran.code, ran.err);
     assert_eq!(verify(addr, &["--config", &file, "--endpoint", "one"]).await.code, 0);
@@ -79,7 +77,7 @@ async fn one_of_several_endpoints_has_to_be_named() {
 async fn session_binding_that_an_endpoint_requires_is_required_here() {
     let dir = tempfile::tempdir().unwrap();
     let requires = instance(dir.path(), "strict", &format!("{VERIFIES}require_session_binding = true\n"));
-    let old = egress(crate::common::rats_tls(ra(Some(attest_sample()), None))).await;
+    let old = serves(rats_tls(ra(Some(attest_sample()), None))).await;
     let ran = verify(old, &["--config", &requires]).await;
     assert_eq!((ran.code, ran.failed().0), (4, "protocol".into()), "{}", ran.out);
 }

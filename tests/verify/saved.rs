@@ -6,9 +6,9 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tng::attest::Credential;
 
-use crate::common::{attest_sample, endpoint, ra};
+use crate::common::{attest_sample, ra};
 use crate::fakes::as_rest::{FakeAs, Mode as As};
-use crate::{egress, fakes, tngctl, verify};
+use crate::{endpoint, fakes, serves, tngctl, verify};
 
 #[tokio::test]
 async fn everything_that_was_seen_is_in_files_of_the_callers_alone() {
@@ -17,7 +17,7 @@ async fn everything_that_was_seen_is_in_files_of_the_callers_alone() {
     let dir_text = dir.to_string_lossy().into_owned();
     let service = FakeAs::start("127.0.0.1:0", As::Status("affirming")).await;
     let (url, ca) = (service.url().to_string(), fakes::fixture("as-ca.pem").to_string_lossy().into_owned());
-    let addr = egress(endpoint(ra(Some(attest_sample()), None))).await;
+    let addr = serves(endpoint(ra(Some(attest_sample()), None))).await;
     let args = ["--as-addr", &url, "--trusted-certs", &ca, "--allow-sample", "--save", &dir_text];
     let ran = verify(addr, &args).await;
     assert_eq!(ran.code, 0, "{} {}", ran.out, ran.err);
@@ -59,7 +59,7 @@ async fn everything_that_was_seen_is_in_files_of_the_callers_alone() {
 
 #[tokio::test]
 async fn a_directory_that_cannot_be_made_is_an_error_of_its_own() {
-    let addr = egress(endpoint(ra(Some(attest_sample()), None))).await;
+    let addr = serves(endpoint(ra(Some(attest_sample()), None))).await;
     let ran = tngctl(&["verify", &addr.to_string(), "--save", "/proc/no/such"]).await;
     assert!(ran.code == 73 && ran.err.contains("--save: /proc/no/such"), "{} {}", ran.code, ran.err);
     assert!(ran.out.contains("NOT APPRAISED"), "{}", ran.out);

@@ -15,6 +15,8 @@ use crate::config::{
     Attest, AttestProvider, DEFAULT_INGRESS_MARK, Endpoint, EndpointName, Limits, Mapping, Mode, Model, PortRange, Ra,
     Side, TargetHost, Verify, VerifyProvider, Wanted,
 };
+use crate::ctl::verify::{Outcome, reference_block, reference_trust};
+use crate::tls::probe::{Observation, Prober};
 use crate::tls::{Channel, ChannelError, EndpointTls, Peer};
 
 thread_local! {
@@ -183,4 +185,73 @@ async fn a_peer_on_sev_snp_is_let_in_for_its_measurement_and_its_own_key() {
     let debug = machine(Guest { policy: 1 << 19, ..Guest::default() });
     assert_eq!(reason_or_tee(met(roots(), wants(0xc3), "snp", debug).await), "tee-debug");
     assert_eq!(reason_or_tee(met(Roots::pinned(), wants(0xc3), "snp", honest).await), "snp-chain");
+}
+
+/// What one look at a server on `machine` brings, appraised as these keys of `[ingress.verify]` say.
+async fn looked(roots: Roots, keys: &str, tee: &'static str, machine: Machine) -> Observation {
+    let text = format!(
+        "[[ingress]]\nname = \"x\"\n[ingress.mapping]\nlisten = \"127.0.0.1:1\"\ntarget = \"192.0.2.1:1\"\n\
+         [ingress.verify]\nprovider = \"builtin\"\n{keys}"
+    );
+    let name = crate::config::InstanceName::new("x").unwrap();
+    let config = crate::config::parse(name, Path::new("x.toml"), &text).unwrap_or_else(|r| panic!("{r}")).config;
+    INJECTED.set(Some(roots));
+    let prober = Prober::new(&config.endpoints[0], None, false, at(NOW)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("aa.sock");
+    agent(&socket, tee, machine);
+    let attest = Attest {
+        provider: AttestProvider::Aa { socket },
+        refresh_interval: Duration::from_secs(600),
+        additional_evidence: false,
+        passport: None,
+    };
+    let server = endpoint(Ra { attest: Some(attest), ..Ra::default() });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (c, s) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    let (observation, _) = tokio::join!(prober.look(c.unwrap(), None), server.accept(s.unwrap().0));
+    observation
+}
+
+fn reason_of(observation: &Observation) -> Option<&'static str> {
+    assert_eq!(observation.failure.is_none(), observation.verdict.is_some());
+    observation.failure.as_ref().map(ChannelError::reason)
+}
+
+/// The block that one look at a peer makes, from evidence whose signatures were checked.
+fn block_of(observation: &Observation) -> String {
+    assert_eq!(reason_of(observation), Some("reference-missing"));
+    let shown = crate::attest::Credential::from_extension(&observation.session.as_ref().unwrap().extension).unwrap();
+    let crate::attest::Credential::Evidence(evidence) = shown else { panic!("a token") };
+    let look = look(&evidence).unwrap();
+    assert_eq!(look.bound, Some(true));
+    reference_block(&evidence.tee, &look, "a machine", reference_trust(Outcome::Refused, Some("reference-missing")))
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_block_made_from_a_look_accepts_that_machine_and_refuses_another_measurement() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("collateral.json");
+    let (intel, amd) = (Arc::new(Intel::new(NOW)), Arc::new(Amd::new()));
+    std::fs::write(&file, serde_json::to_vec(&intel.collateral("UpToDate", 1, 1)).unwrap()).unwrap();
+    let roots = || Roots { intel: intel.root_der(), amd: vec![amd.root()] };
+    let td = |mr_td: u8| -> Machine {
+        let intel = intel.clone();
+        Arc::new(move |report_data| intel.evidence(&Td { report_data, mr_td: [mr_td; 48], ..Td::default() }))
+    };
+    let guest = |measurement: u8| -> Machine {
+        let (amd, guest) = (amd.clone(), Guest { measurement: [measurement; 48], ..Guest::default() });
+        Arc::new(move |report_data| amd.evidence(&Guest { report_data, ..guest.clone() }, true))
+    };
+    let collateral = format!("collateral = [\"{}\"]\n", file.display());
+    for (tee, one, other) in [("tdx", td(0xa1), td(0xa2)), ("snp", guest(0xc3), guest(0xc4))] {
+        let block = block_of(&looked(roots(), &collateral, tee, one.clone()).await);
+        let keys = format!("{collateral}{block}");
+        let accepted = looked(roots(), &keys, tee, one.clone()).await;
+        assert_eq!((reason_of(&accepted), accepted.verdict.unwrap().tee.as_str()), (None, tee), "{keys}");
+        assert_eq!(reason_of(&looked(roots(), &keys, tee, other).await), Some("reference-mismatch"));
+        let forged = looked(Roots::pinned(), &keys, tee, one).await;
+        assert!(["quote-chain", "snp-chain"].contains(&reason_of(&forged).unwrap()), "{:?}", forged.failure);
+    }
 }

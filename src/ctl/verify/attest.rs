@@ -2,42 +2,17 @@
 
 use std::sync::Arc;
 
-use clap::Args;
-
 use super::checks::{Checks, Path};
-use super::means::{AppraisalOptions, BuiltinOptions, Draft, EvidenceOptions, Means, Role, Unfit, of_config};
+use super::means::{Draft, Means, Role, Unfit, of_config};
 use super::report::{AppraiserView, Outcome, Report};
 use super::save::Files;
 use super::view::{EvidenceView, TokenView};
-use super::{OutputOptions, Style, block_on, explained, finish, reasons, reference};
+use super::{AttestOptions, BuiltinOptions, Style, block_on, explained, finish, reasons, reference};
 use crate::attest::{SystemClock, VerifyError};
 use crate::config::{Verify, VerifyProvider};
 use crate::ctl::local::LocalAnswer;
 use crate::tls::ChannelError;
 use crate::tls::probe::{self, OwnEvidence};
-
-/// `tngctl attest`.
-#[derive(Debug, Clone, Args)]
-pub struct AttestOptions {
-    /// Act as an endpoint of this instance (/etc/tng/NAME.toml) or file
-    #[arg(long, value_name = "NAME|FILE")]
-    pub config: Option<String>,
-    /// Which endpoint, if several attest
-    #[arg(long, requires = "config")]
-    pub endpoint: Option<String>,
-    /// Deadline, as 5s; evidence and token have two thirds of it each. 30s when absent
-    #[arg(long, value_name = "TIME")]
-    pub timeout: Option<String>,
-    /// Where the evidence comes from.
-    #[command(flatten)]
-    pub evidence: EvidenceOptions,
-    /// Who appraises it.
-    #[command(flatten)]
-    pub appraisal: AppraisalOptions,
-    /// What is printed.
-    #[command(flatten)]
-    pub output: OutputOptions,
-}
 
 /// `tngctl attest`.
 pub fn attest(options: &AttestOptions, style: Style) -> LocalAnswer {
@@ -144,14 +119,20 @@ fn told(appraiser: Option<AppraiserView>, verify: Option<&Verify>, own: OwnEvide
             let refused = e.is_about_peer() || e.reason().starts_with("token-");
             if refused { Outcome::Refused } else { Outcome::NotJudged }
         }
-        None if checks.first_failed().is_some() => Outcome::Refused,
-        None => Outcome::NotAppraised,
+        None if evidence.problem.is_some() || checks.first_failed().is_some() => {
+            if let Some(problem) = &evidence.problem {
+                checks.refused(problem.slug, problem.text.clone());
+            }
+            Outcome::Refused
+        }
+        None => {
+            checks.nobody_appraises();
+            Outcome::NotAppraised
+        }
     };
     let mut verdict = explained(outcome, checks.first_failed(), None);
     verdict.appraisal = own.outcome.as_ref().and_then(|o| o.as_ref().ok()).map(Into::into);
-    let tee = &own.evidence.tee;
-    let block =
-        look.as_ref().and_then(|look| reference::block(tee, look, "this host", outcome, verdict.reason.as_deref()));
+    let block = look.as_ref().and_then(|look| reference::block(&own.evidence.tee, look, "this host", reference::OWN));
     let mut notes = Vec::new();
     if evidence.sample {
         notes.push("the TEE is the sample one: its evidence proves nothing".into());

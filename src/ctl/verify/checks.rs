@@ -127,7 +127,8 @@ const OWN_EVIDENCE: &[&str] = &[
 ];
 
 const REPORT_DATA: Row = ("report-data", "TEE vouches for that binding (report data)", &["evidence-report-data"]);
-const SAMPLE: Row = ("real-tee", "TEE is one that proves something", &["sample-tee-refused"]);
+const SAMPLE: Row = ("real-tee", "TEE proves something, or need not", &["sample-tee-refused"]);
+const SOMEBODY: Row = ("appraisal", "somebody vouches for the evidence", &[]);
 const DEBUG: Row = ("debug", "TEE is not in debug mode", &["tee-debug"]);
 const COLLATERAL: &[&str] = &[
     "collateral-missing",
@@ -242,7 +243,7 @@ const AFTER: &[Row] = &[("accepted", "the peer accepts this side", &["session-re
 /// Who appraises what: decides which checks there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Path {
-    /// Nobody.
+    /// Nobody, and a TEE that this version knows no more of.
     Nobody,
     /// An attestation service, evidence.
     Service,
@@ -259,22 +260,23 @@ pub(super) enum Path {
 }
 
 impl Path {
-    /// With this provider, for evidence of `tee` or a token.
+    /// With this provider, for evidence of `tee` or a token. Without one: what an appraisal would look at.
     pub(super) fn of(provider: Option<&VerifyProvider>, token: bool, tee: Option<&str>) -> Self {
+        use VerifyProvider as P;
         match (provider, token, tee) {
+            (_, true, _) | (Some(P::Anchors(_)), ..) => Self::Token,
+            (Some(P::As(_)), ..) => Self::Service,
+            (Some(P::Sample), ..) => Self::Sample,
+            (_, _, Some("snp")) => Self::Snp,
+            (_, _, Some("tpm")) => Self::Tpm,
+            (Some(P::Builtin(_)), ..) | (None, _, Some("tdx" | "sgx")) => Self::Quote,
             (None, ..) => Self::Nobody,
-            (Some(_), true, _) | (Some(VerifyProvider::Anchors(_)), ..) => Self::Token,
-            (Some(VerifyProvider::As(_)), ..) => Self::Service,
-            (Some(VerifyProvider::Sample), ..) => Self::Sample,
-            (Some(VerifyProvider::Builtin(_)), _, Some("snp")) => Self::Snp,
-            (Some(VerifyProvider::Builtin(_)), _, Some("tpm")) => Self::Tpm,
-            (Some(VerifyProvider::Builtin(_)), ..) => Self::Quote,
         }
     }
 
     fn rows(self) -> Vec<Row> {
         match self {
-            Self::Nobody => vec![REPORT_DATA],
+            Self::Nobody => vec![REPORT_DATA, SOMEBODY],
             Self::Token => [&[ANCHORS], TOKEN].concat(),
             Self::Service => [&[REPORT_DATA], SERVICE, TOKEN].concat(),
             Self::Quote => QUOTE.to_vec(),
@@ -338,17 +340,31 @@ impl Checks {
         }
     }
 
+    /// There is nobody to make the checks that are still open.
+    pub(super) fn nobody_appraises(&mut self) {
+        for check in self.list[self.appraisal..].iter_mut().filter(|c| c.id != AFTER[0].0) {
+            if check.state == State::NotDone && check.detail.is_none() {
+                check.detail = Some("nobody appraises".into());
+            }
+        }
+    }
+
     fn set(&mut self, id: &str, state: State, reason: Option<String>, detail: Option<String>) {
         if let Some(check) = self.get(id) {
             *check = Check { state, reason, detail, ..check.clone() };
         }
     }
 
-    /// The appraisal ended well: nothing of it is left open.
+    /// The appraisal ended well: nothing of it is left open, and its word goes before what was seen by looking alone.
     pub(super) fn appraised(&mut self) {
-        for check in &mut self.list[self.appraisal..] {
-            if check.id != AFTER[0].0 && check.state == State::NotDone {
-                check.state = State::Passed;
+        for check in self.list[self.appraisal..].iter_mut().filter(|c| c.id != AFTER[0].0) {
+            match check.state {
+                State::Passed => {}
+                State::NotDone => check.state = State::Passed,
+                State::Failed => {
+                    let detail = "the appraisal accepts it; by this version's reading it is another".to_owned();
+                    *check = Check { state: State::NotDone, reason: None, detail: Some(detail), ..check.clone() };
+                }
             }
         }
     }

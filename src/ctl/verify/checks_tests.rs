@@ -52,6 +52,16 @@ fn a_reason_names_one_check_and_those_before_it_were_passed() {
 }
 
 #[test]
+fn an_appraisal_goes_before_what_was_seen_by_looking() {
+    let mut checks = Checks::of_host(Path::Service);
+    checks.failed("report-data", "evidence-report-data", None);
+    assert!(checks.first_failed().is_some());
+    checks.appraised();
+    assert!(checks.first_failed().is_none());
+    assert_eq!(checks.list[0].state, State::NotDone);
+}
+
+#[test]
 fn a_failure_before_the_appraisal_leaves_it_undone() {
     let mut checks = Checks::of_peer(Path::Quote, false, true);
     checks.refused("peer-certificate-expired", "over".into());

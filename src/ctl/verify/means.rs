@@ -5,8 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
-
+use super::options::{AppraisalOptions, BuiltinOptions, EvidenceOptions};
 use crate::config::{Config, Diagnostic, Endpoint, InstanceName, Mode, Ra, Report, instance_path, load, parse};
 
 /// Exit status for a wrong use of the command, as of the argument parser's own.
@@ -15,81 +14,6 @@ pub(super) const EX_WRONG_USE: u8 = 2;
 const EX_CONFIG: u8 = 78;
 /// Longest file of reference values.
 const MAX_REFERENCES: u64 = 1 << 20;
-
-/// Who appraises.
-#[derive(Debug, Clone, Default, Args)]
-pub struct AppraisalOptions {
-    /// Attestation service that appraises; several are asked in turn
-    #[arg(long, value_name = "URL", help_heading = "Appraisal")]
-    pub as_addr: Vec<String>,
-    /// What it speaks: rest or grpc; found out when absent
-    #[arg(long, value_name = "TYPE", requires = "as_addr", help_heading = "Appraisal")]
-    pub as_type: Option<String>,
-    /// Authorities of its own TLS certificate, PEM
-    #[arg(long, value_name = "FILE", requires = "as_addr", help_heading = "Appraisal")]
-    pub as_ca: Vec<PathBuf>,
-    /// Ask it in plain http although it is on another host
-    #[arg(long, requires = "as_addr", help_heading = "Appraisal")]
-    pub as_insecure: bool,
-    /// Policy that the token must be made under
-    #[arg(long, value_name = "ID", help_heading = "Appraisal")]
-    pub policy_id: Vec<String>,
-    /// Who may sign tokens, PEM; without --as-addr the peer has to show a token (passport)
-    #[arg(long, value_name = "FILE", help_heading = "Appraisal")]
-    pub trusted_certs: Vec<PathBuf>,
-    /// Accept the sample TEE, which proves nothing; alone: check sample evidence in process
-    #[arg(long, help_heading = "Appraisal")]
-    pub allow_sample: bool,
-}
-
-/// Appraisal without a service.
-#[derive(Debug, Clone, Default, Args)]
-pub struct BuiltinOptions {
-    /// Appraise in process, against --reference-file
-    #[arg(long, conflicts_with = "as_addr", help_heading = "Appraisal in process")]
-    pub builtin: bool,
-    /// TOML with [[ingress.verify.reference]] blocks
-    #[arg(long, value_name = "FILE", requires = "builtin", help_heading = "Appraisal in process")]
-    pub reference_file: Option<PathBuf>,
-    /// Collateral of TDX and SGX platforms, JSON
-    #[arg(long, value_name = "FILE", requires = "builtin", help_heading = "Appraisal in process")]
-    pub collateral: Vec<PathBuf>,
-    /// Service that has the collateral
-    #[arg(long, value_name = "URL", requires = "builtin", help_heading = "Appraisal in process")]
-    pub pccs_addr: Option<String>,
-    /// TCB status that is accepted
-    #[arg(long, value_name = "STATUS", requires = "builtin", help_heading = "Appraisal in process")]
-    pub minimum_tcb: Vec<String>,
-    /// Certificates of AMD chips, PEM
-    #[arg(long, value_name = "FILE", requires = "builtin", help_heading = "Appraisal in process")]
-    pub amd_certs: Vec<PathBuf>,
-    /// Service that has them
-    #[arg(long, value_name = "URL", requires = "builtin", help_heading = "Appraisal in process")]
-    pub kds_addr: Option<String>,
-}
-
-/// Where this host's evidence comes from.
-#[derive(Debug, Clone, Default, Args)]
-pub struct EvidenceOptions {
-    /// Attestation agent, as unix:///run/aa.sock
-    #[arg(long, value_name = "ADDR", conflicts_with_all = ["config", "asr_addr"], help_heading = "Evidence")]
-    pub aa_addr: Option<String>,
-    /// CoCo's API server in front of one, as http://127.0.0.1:8006
-    #[arg(long, value_name = "URL", conflicts_with = "config", help_heading = "Evidence")]
-    pub asr_addr: Option<String>,
-    /// aa, asr, tsm, tpm or sample
-    #[arg(long, value_name = "PROVIDER", conflicts_with = "config", help_heading = "Evidence")]
-    pub provider: Option<String>,
-    /// Helper that makes evidence of tsm and tpm; direct: in this process, which needs root
-    #[arg(long, value_name = "ADDR", conflicts_with = "config", help_heading = "Evidence")]
-    pub evidence_addr: Option<String>,
-    /// TPM that is used with --evidence-addr direct
-    #[arg(long, value_name = "DEVICE", conflicts_with = "config", help_heading = "Evidence")]
-    pub tpm_device: Option<String>,
-    /// Evidence of devices, too
-    #[arg(long, conflicts_with = "config", help_heading = "Evidence")]
-    pub additional_evidence: bool,
-}
 
 /// An endpoint to act as.
 #[derive(Debug, Clone)]
@@ -181,11 +105,6 @@ impl Draft {
         self
     }
 
-    /// Whether some option names an appraiser.
-    pub(super) fn appraises(&self) -> bool {
-        !self.verify.is_empty()
-    }
-
     pub(super) fn appraisal(mut self, options: &AppraisalOptions, builtin: &BuiltinOptions) -> Self {
         let mut set = |key: &str, value: String| self.verify.push(format!("{key} = {value}"));
         let mut lists = vec![("policy_ids", options.policy_id.clone())];
@@ -247,8 +166,9 @@ impl Draft {
         if let Some(timeout) = &self.timeout {
             text.push_str(&format!("[ingress.limits]\nhandshake_timeout = {}\n", quoted(timeout)));
         }
-        let target = quoted(self.target.as_deref().unwrap_or("127.0.0.1:1"));
-        text.push_str(&format!("[ingress.mapping]\nlisten = \"127.0.0.1:1\"\ntarget = {target}\n"));
+        // Nobody listens there; an address of the discard prefix (RFC 6666) is nobody's target either.
+        let target = quoted(self.target.as_deref().unwrap_or("192.0.2.2:1"));
+        text.push_str(&format!("[ingress.mapping]\nlisten = \"[100::1]:1\"\ntarget = {target}\n"));
         for (table, lines) in [("attest", &self.attest), ("verify", &self.verify)] {
             if !lines.is_empty() {
                 text.push_str(&format!("[ingress.{table}]\n{}\n", lines.join("\n")));

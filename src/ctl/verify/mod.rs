@@ -7,6 +7,7 @@
 mod attest;
 mod checks;
 mod means;
+mod options;
 mod peer;
 mod print;
 mod reasons;
@@ -16,18 +17,18 @@ mod save;
 mod view;
 
 use std::future::Future;
-use std::path::PathBuf;
-
-use clap::{Args, ValueEnum};
 
 use super::local::LocalAnswer;
 use super::style::Style;
-use crate::tls::Alpn;
 
-pub use attest::{AttestOptions, attest};
+pub use attest::attest;
 pub use checks::{Check, State};
-pub use means::{AppraisalOptions, BuiltinOptions, EvidenceOptions};
+pub use options::{
+    AppraisalOptions, AttestOptions, BuiltinOptions, EvidenceOptions, OutputOptions, Protocol, VerifyOptions,
+};
 pub use peer::verify;
+#[cfg(test)]
+pub(crate) use reference::{block as reference_block, trust as reference_trust};
 pub use report::{Outcome, Report};
 
 use means::Unfit;
@@ -36,72 +37,6 @@ use save::{EX_CANTCREAT, Files};
 
 /// Exit status for what should not happen: no runtime.
 const EX_SOFTWARE: u8 = 70;
-
-/// What is printed and kept.
-#[derive(Debug, Clone, Default, Args)]
-pub struct OutputOptions {
-    /// Print machine-readable JSON
-    #[arg(long)]
-    pub json: bool,
-    /// Print only a block of reference values made from what was seen, to be pasted into a configuration
-    #[arg(long, conflicts_with = "json")]
-    pub reference: bool,
-    /// Write certificate, evidence, token and report into this directory
-    #[arg(long, value_name = "DIR")]
-    pub save: Option<PathBuf>,
-    /// Overwrite files that are there already
-    #[arg(long, requires = "save")]
-    pub force: bool,
-}
-
-/// `tngctl verify`.
-#[derive(Debug, Clone, Args)]
-pub struct VerifyOptions {
-    /// Name or address and port of the peer; IPv6 addresses in brackets
-    #[arg(value_name = "HOST:PORT")]
-    pub target: String,
-    /// Act as an endpoint of this instance (/etc/tng/NAME.toml) or file
-    #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["as_addr", "trusted_certs", "allow_sample", "builtin", "policy_id"])]
-    pub config: Option<String>,
-    /// Which endpoint, if several verify
-    #[arg(long, requires = "config")]
-    pub endpoint: Option<String>,
-    /// Offer this protocol alone
-    #[arg(long, value_enum)]
-    pub protocol: Option<Protocol>,
-    /// Deadline of handshake and appraisal, as 5s; 30s when absent
-    #[arg(long, value_name = "TIME")]
-    pub timeout: Option<String>,
-    /// Who appraises.
-    #[command(flatten)]
-    pub appraisal: AppraisalOptions,
-    /// In process.
-    #[command(flatten)]
-    pub builtin: BuiltinOptions,
-    /// What is printed.
-    #[command(flatten)]
-    pub output: OutputOptions,
-}
-
-/// A protocol to offer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Protocol {
-    /// Evidence bound to the session
-    #[value(name = "tng/1")]
-    Tng1,
-    /// Evidence bound to the certificate
-    #[value(name = "rats-tls")]
-    RatsTls,
-}
-
-impl From<Protocol> for Alpn {
-    fn from(protocol: Protocol) -> Self {
-        match protocol {
-            Protocol::Tng1 => Self::Tng1,
-            Protocol::RatsTls => Self::RatsTls,
-        }
-    }
-}
 
 impl From<Unfit> for LocalAnswer {
     fn from(unfit: Unfit) -> Self {

@@ -34,10 +34,18 @@ pub fn verify(options: &VerifyOptions, style: Style) -> LocalAnswer {
     }
 }
 
-/// What was reached, and what came of it.
+/// What came of the way to the peer.
 enum Reached {
     No(Refusal),
-    Yes(Box<Observation>, String),
+    Yes(Box<Met>),
+}
+
+/// A peer that was reached.
+struct Met {
+    seen: Observation,
+    address: String,
+    /// Whether this host's own captures let the connection pass.
+    marked: bool,
 }
 
 fn looked(options: &VerifyOptions) -> Result<(Report, Files), Unfit> {
@@ -62,13 +70,14 @@ fn looked(options: &VerifyOptions) -> Result<(Report, Files), Unfit> {
     })??;
     Ok(match reached {
         Reached::No(refusal) => (unreached(&options.target, &means, &refusal), Files::default()),
-        Reached::Yes(seen, address) => told(options, &means, *seen, address),
+        Reached::Yes(met) => told(options, &means, *met),
     })
 }
 
 async fn reach(prober: &Prober, target: &Target, mark: Mark, endpoint: &Endpoint) -> Reached {
     // Marked, so that a capture of this very host does not take it; without the right to mark there may be none.
-    let mark = if probe_mark(mark).is_ok() { MarkPolicy::Required(mark) } else { MarkPolicy::Unmarked };
+    let marked = probe_mark(mark).is_ok();
+    let mark = if marked { MarkPolicy::Required(mark) } else { MarkPolicy::Unmarked };
     let limits = &endpoint.limits;
     let connect_timeout = limits.connect_timeout.min(limits.handshake_timeout);
     let dialer = Dialer { mark, connect_timeout };
@@ -79,7 +88,7 @@ async fn reach(prober: &Prober, target: &Target, mark: Mark, endpoint: &Endpoint
         Err(_) => return Reached::No(ChannelError::HandshakeTimeout.into()),
     };
     let address = tcp.peer_addr().map_or_else(|_| target.to_string(), |a| a.to_string());
-    Reached::Yes(Box::new(prober.look(tcp, target.name()).await), address)
+    Reached::Yes(Box::new(Met { seen: prober.look(tcp, target.name()).await, address, marked }))
 }
 
 fn path_of(means: &Means, credential: Option<&Credential>) -> Path {
@@ -139,7 +148,8 @@ fn shown(seen: &Observation) -> Option<Shown> {
 }
 
 /// The whole story of a peer that was reached.
-fn told(options: &VerifyOptions, means: &Means, seen: Observation, address: String) -> (Report, Files) {
+fn told(options: &VerifyOptions, means: &Means, met: Met) -> (Report, Files) {
+    let Met { seen, address, marked } = met;
     let shown = shown(&seen);
     let credential = shown.as_ref().and_then(|s| s.credential.as_ref().ok());
     let (evidence, look) = match credential.zip(shown.as_ref()) {
@@ -153,6 +163,13 @@ fn told(options: &VerifyOptions, means: &Means, seen: Observation, address: Stri
     let mut checks = Checks::of_peer(path_of(means, credential), own, seen.wants_evidence);
     looked_at(&mut checks, &seen, shown.as_ref(), look.as_ref(), &address);
     let peers = judge(&mut checks, &seen, own);
+    if means.endpoint.ra.verify.is_none() {
+        // An appraiser would begin with this.
+        if let (Some(problem), None) = (evidence.as_ref().and_then(|e| e.problem.as_ref()), &seen.failure) {
+            checks.refused(problem.slug, problem.text.clone());
+        }
+        checks.nobody_appraises();
+    }
     let outcome = outcome(&checks, &seen, means);
     let mut verdict = explained(outcome, checks.first_failed(), peers.as_deref());
     verdict.appraisal = seen.verdict.as_ref().map(Into::into);
@@ -163,14 +180,22 @@ fn told(options: &VerifyOptions, means: &Means, seen: Observation, address: Stri
     };
     let tee = evidence.as_ref().and_then(|e| e.tee.clone());
     let block = look.as_ref().zip(tee.as_deref()).and_then(|(look, tee)| {
-        reference::block(tee, look, &format!("{} ({address})", options.target), outcome, verdict.reason.as_deref())
+        let trust = reference::trust(outcome, verdict.reason.as_deref());
+        reference::block(tee, look, &format!("{} ({address})", options.target), trust)
     });
     let binding = match (&seen.session, credential) {
         (Some(_), _) => "session",
         (None, Some(_)) => "certificate",
         (None, None) => "none",
     };
-    let notes = notes(&seen, means, evidence.as_ref());
+    let mut notes = notes(&seen, means, evidence.as_ref());
+    if !marked && seen.negotiated.is_none() {
+        notes.push(
+            "this process may not mark its connection: if a capture of this host takes connections to the peer, it went \
+             through the tunnel to the bare service. Run it as root"
+                .into(),
+        );
+    }
     let report = Report {
         target: Some(options.target.clone()),
         address: Some(address),
@@ -310,8 +335,12 @@ fn outcome(checks: &Checks, seen: &Observation, means: &Means) -> Outcome {
         ),
         _ => false,
     };
+    // Seen by looking alone, where an endpoint did not come so far.
+    let beyond = |failure: &ChannelError| {
+        checks.first_failed().is_some_and(|check| check.reason.as_deref() != Some(failure.reason()))
+    };
     match (&seen.failure, &seen.verdict) {
-        (Some(failure), _) if refuses(failure) => Outcome::Refused,
+        (Some(failure), _) if refuses(failure) || beyond(failure) => Outcome::Refused,
         (Some(_), _) => Outcome::NotJudged,
         (None, _) if checks.first_failed().is_some() => Outcome::Refused,
         (None, Some(_)) => Outcome::Verified,

@@ -52,6 +52,12 @@ pub(super) fn render(report: &Report, style: Style) -> String {
         if appraiser.provider == "builtin" {
             rows.push(row("references", appraiser.references.to_string()));
         }
+        // What only the appraisal found: of a quote, the status of its platform.
+        let shown = |name: &String| {
+            report.evidence.as_ref().is_some_and(|e| e.fields.contains_key(name) || e.claims.contains_key(name))
+        };
+        let found = report.verdict.appraisal.iter().filter(|_| appraiser.provider == "builtin").flat_map(|a| &a.claims);
+        rows.extend(found.filter(|(name, _)| !shown(name)).take(MAX_ROWS).map(|(name, value)| row(name, value)));
         section(&mut out, "appraisal", &rows, style);
     }
     if !report.checks.is_empty() {
@@ -112,7 +118,7 @@ fn evidence_rows(evidence: &EvidenceView) -> Vec<Vec<String>> {
         rows.push(row("device", format!("{}{bound}", device.tee)));
     }
     if let Some(problem) = &evidence.problem {
-        rows.push(row("unreadable", problem));
+        rows.push(row("unreadable", &problem.text));
     }
     for (name, value) in evidence.fields.iter().take(MAX_ROWS) {
         rows.push(row(name, text_of(value)));
@@ -185,8 +191,10 @@ fn headline(report: &Report) -> String {
     let tee = report.evidence.as_ref().and_then(|e| e.tee.as_deref()).unwrap_or("no TEE");
     match report.verdict.outcome {
         Outcome::Verified => {
-            let trust = report.verdict.appraisal.as_ref().map_or("", |a| a.trust_anchor.as_str());
-            format!("VERIFIED: {what} is {}, trust anchor {}", clean(tee), clean(trust))
+            let appraisal = report.verdict.appraisal.as_ref();
+            let nothing = if appraisal.is_some_and(|a| a.sample) { ", which proves nothing" } else { "" };
+            let trust = appraisal.map_or("", |a| a.trust_anchor.as_str());
+            format!("VERIFIED: {what} is {}{nothing}; trust anchor: {}", clean(tee), clean(trust))
         }
         Outcome::Refused => format!("REFUSED: {what} failed a check"),
         Outcome::NotJudged if report.target.is_none() => "NO VERDICT: this host could not be judged".into(),
@@ -198,6 +206,11 @@ fn headline(report: &Report) -> String {
 fn reason_lines(report: &Report) -> Vec<String> {
     let verdict = &report.verdict;
     let mut lines = Vec::new();
+    if let Some(appraisal) = verdict.appraisal.as_ref().filter(|_| verdict.outcome == Outcome::Verified) {
+        let until = appraisal.expires_at.as_deref().unwrap_or("unknown");
+        let devices = appraisal.devices.iter().map(|d| format!(", with {d}")).collect::<String>();
+        lines.push(clean(&format!("status {}{devices}, holds until {until}", appraisal.status)));
+    }
     if let Some(reason) = &verdict.reason {
         let detail = verdict.detail.as_deref().unwrap_or("no detail");
         lines.push(format!("why: {} [{}]", clean(detail), clean(reason)));
@@ -222,11 +235,11 @@ fn verdict(report: &Report, style: Style) -> String {
 pub(super) fn on_the_side(report: &Report) -> Vec<String> {
     let mut lines = vec![headline(report)];
     lines.extend(reason_lines(report));
-    match (&report.reference, report.verdict.outcome) {
-        (None, _) => lines.push("no evidence of a TEE that reference values are about: tdx, sgx, snp or tpm".into()),
-        (Some(_), Outcome::Verified) => {}
-        (Some(_), _) => lines
-            .push("warning: this block is trust on first use: compare it with what you built before you use it".into()),
+    if report.reference.is_none() {
+        lines.push("no evidence of a TEE that reference values are about: tdx, sgx, snp or tpm".into());
+    } else if report.target.is_some() && report.verdict.outcome != Outcome::Verified {
+        lines
+            .push("warning: this block is trust on first use: compare it with what you built before you use it".into());
     }
     lines
 }

@@ -50,8 +50,11 @@ const NOTES: &[(&str, &str)] = &[
     ("pcr8", "from here on: kernel, command line, distribution's own"),
 ];
 
-/// How far what was seen can be trusted, in a comment.
-fn trust(outcome: Outcome, reason: Option<&str>) -> &'static str {
+/// What a host says of itself to who is on it.
+pub(super) const OWN: &str = "# Shown by this host of itself: worth what you know of what runs here.";
+
+/// How far what a peer showed can be trusted, in a comment.
+pub(crate) fn trust(outcome: Outcome, reason: Option<&str>) -> &'static str {
     let signed = ["reference-missing", "reference-mismatch", "tpm-pcr-value", "tpm-pcr-missing"];
     match (outcome, reason) {
         (Outcome::Verified, _) => "# Its evidence was appraised and accepted.",
@@ -66,11 +69,12 @@ fn trust(outcome: Outcome, reason: Option<&str>) -> &'static str {
     }
 }
 
-/// The block; `None` for evidence of a TEE that is not appraised in process. `whose`: whom it is about, in words.
-pub(super) fn block(tee: &str, look: &Look, whose: &str, outcome: Outcome, reason: Option<&str>) -> Option<String> {
+/// The block; `None` for evidence of a TEE that is not appraised in process. `whose`: whom it is about, in words;
+/// `trust`: how far it can be trusted, as a comment.
+pub(crate) fn block(tee: &str, look: &Look, whose: &str, trust: &str) -> Option<String> {
     let (_, set) = SET.iter().find(|(name, _)| *name == tee)?;
     let whose: String = whose.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
-    let mut out = format!("# What {whose} showed, TEE {tee}.\n{}\n", trust(outcome, reason));
+    let mut out = format!("# What {whose} showed, TEE {tee}.\n{trust}\n");
     out.push_str(
         "# On the side that verifies, with provider = \"builtin\"; in an egress write [[egress.verify.reference]].\n",
     );
@@ -142,7 +146,7 @@ mod tests {
     fn a_pasted_block_accepts_what_was_seen_and_nothing_else() {
         for (tee, measurement) in [("tdx", "rtmr1"), ("sgx", "mr_enclave"), ("snp", "measurement"), ("tpm", "pcr4")] {
             let look = recorded(tee);
-            let block = block(tee, &look, "192.0.2.1:443\u{1b}[31m", Outcome::NotAppraised, None).unwrap();
+            let block = block(tee, &look, "192.0.2.1:443\u{1b}[31m", trust(Outcome::NotAppraised, None)).unwrap();
             assert!(block.contains("trust on first use") && !block.contains('\u{1b}'), "{block}");
             let reference = pasted(&block);
             assert_eq!(reference.differences(&look.seen), Vec::<&str>::new(), "{block}");
@@ -161,10 +165,10 @@ mod tests {
     #[test]
     fn who_vouches_is_said_and_a_foreign_tee_has_no_block() {
         let look = recorded("sgx");
-        let text = |outcome, reason| block("sgx", &look, "x", outcome, reason).unwrap();
+        let text = |outcome, reason| block("sgx", &look, "x", trust(outcome, reason)).unwrap();
         assert!(text(Outcome::Verified, None).contains("accepted"));
         assert!(text(Outcome::Refused, Some("reference-missing")).contains("signatures were checked"));
         assert!(text(Outcome::Refused, Some("quote-signature")).contains("WARNING"));
-        assert_eq!(block("sample", &look, "x", Outcome::Verified, None), None);
+        assert_eq!(block("sample", &look, "x", OWN), None);
     }
 }

@@ -68,7 +68,7 @@ pub struct Report {
 /// What was negotiated.
 #[derive(Debug, Clone, Serialize)]
 pub struct TlsView {
-    /// `TLSv1_3`.
+    /// `TLSv1.3`.
     pub version: String,
     /// IANA name.
     pub cipher_suite: String,

@@ -65,7 +65,16 @@ pub struct EvidenceView {
     /// Whether the host can read the TEE.
     pub debug: Option<bool>,
     /// Why it could not be read.
-    pub problem: Option<String>,
+    pub problem: Option<ProblemView>,
+}
+
+/// What is wrong with evidence by looking alone.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProblemView {
+    /// The slug with which an appraisal would refuse it.
+    pub slug: &'static str,
+    /// In words.
+    pub text: String,
 }
 
 /// A device's evidence.
@@ -215,7 +224,7 @@ impl EvidenceView {
                 };
                 (view, Some(look))
             }
-            Err(e) => (Self { problem: Some(e.to_string()), ..plain }, None),
+            Err(e) => (Self { problem: Some(ProblemView { slug: e.reason(), text: e.to_string() }), ..plain }, None),
         }
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! Handshake, exchange and appraisal are those of an endpoint; nothing is cached, resumed or shared with one.
 
+mod own;
+mod showing;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use rcgen::{KeyPair, PublicKeyData};
 use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::ServerName;
@@ -24,13 +26,14 @@ use super::endpoint::setup;
 use super::peer::PeerCertificate;
 use super::session::{Asker, BoundSession, Exchange, Proven, Prover, SessionError, Turn};
 use super::{Alpn, ChannelError, PeerError, bind, config, peer, providers};
-use crate::attest::{
-    AsVerifier, AttestError, Attester, Clock, Credential, Evidence, RuntimeData, Verdict, Verifier, VerifyError,
-};
-use crate::config::{Endpoint, Model, Verify, VerifyProvider};
+use crate::attest::{Attester, Clock, Credential, RuntimeData, Verdict};
+use crate::config::{Endpoint, Model, VerifyProvider};
+
+pub use own::{OwnEvidence, attest};
+use showing::Showing;
 
 /// How long a peer that asked for a certificate and got none may take to say that it insists.
-const INSISTS_WITHIN: Duration = Duration::from_secs(2);
+const INSISTS_WITHIN: Duration = Duration::from_secs(5);
 /// How long the end of a connection may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Certificates of a peer that are kept.
@@ -39,7 +42,7 @@ const MAX_CERTIFICATES: usize = 8;
 /// What was negotiated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Negotiated {
-    /// TLS version, by rustls's name.
+    /// TLS version: `TLSv1.3`.
     pub version: String,
     /// Cipher suite, by its IANA name.
     pub cipher_suite: String,
@@ -226,7 +229,7 @@ fn negotiated(stream: &TlsStream<TcpStream>) -> Negotiated {
     let (_, session) = stream.get_ref();
     let text = |value: Option<String>| value.unwrap_or_else(|| "unknown".into());
     Negotiated {
-        version: text(session.protocol_version().map(|v| format!("{v:?}"))),
+        version: text(session.protocol_version().map(|v| format!("{v:?}").replace('_', "."))),
         cipher_suite: text(session.negotiated_cipher_suite().map(|s| format!("{:?}", s.suite()))),
         group: text(session.negotiated_key_exchange_group().map(|g| format!("{:?}", g.name()))),
         alpn: session.alpn_protocol().map(<[u8]>::to_vec),
@@ -315,99 +318,4 @@ impl Asker for Witness<'_> {
     fn now(&self) -> SystemTime {
         self.prober.clock.now()
     }
-}
-
-/// A verifier that keeps the token a service gave it.
-struct Showing {
-    inner: Inner,
-    token: Mutex<Option<String>>,
-}
-
-enum Inner {
-    Service(Box<AsVerifier>),
-    Other(Arc<dyn Verifier>),
-}
-
-impl Showing {
-    fn new(endpoint: &Endpoint, verify: &Verify, clock: Arc<dyn Clock>) -> Result<Self, ChannelError> {
-        let inner = match &verify.provider {
-            VerifyProvider::As(service) => {
-                let mark = providers::service_mark(endpoint);
-                Inner::Service(Box::new(AsVerifier::new(verify, service, mark, clock).map_err(setup)?))
-            }
-            _ => Inner::Other(providers::verifier(endpoint, verify, clock)?),
-        };
-        Ok(Self { inner, token: Mutex::default() })
-    }
-
-    fn token(&self) -> Option<String> {
-        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn any(&self) -> &dyn Verifier {
-        match &self.inner {
-            Inner::Service(service) => &**service,
-            Inner::Other(other) => &**other,
-        }
-    }
-}
-
-#[async_trait]
-impl Verifier for Showing {
-    async fn appraise(&self, evidence: &Evidence, expected: &RuntimeData) -> Result<Verdict, VerifyError> {
-        let Inner::Service(service) = &self.inner else { return self.any().appraise(evidence, expected).await };
-        let (token, outcome) = service.appraise_showing(evidence, expected).await;
-        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = token;
-        outcome
-    }
-    async fn check_token(&self, token: &str, expected: &RuntimeData) -> Result<Verdict, VerifyError> {
-        self.any().check_token(token, expected).await
-    }
-    fn calls(&self) -> u64 {
-        self.any().calls()
-    }
-    fn provider(&self) -> &'static str {
-        self.any().provider()
-    }
-    fn trust_anchor(&self) -> String {
-        self.any().trust_anchor()
-    }
-}
-
-/// This host's own evidence, and what somebody made of it.
-#[derive(Debug, Clone)]
-pub struct OwnEvidence {
-    /// About a key made for this.
-    pub evidence: Evidence,
-    /// What it has to be about.
-    pub expected: RuntimeData,
-    /// Token that an attestation service gave for it.
-    pub token: Option<String>,
-    /// The verdict, when somebody was asked for one.
-    pub outcome: Option<Result<Verdict, VerifyError>>,
-}
-
-/// Gets evidence as `endpoint` does, about a key made for this, and has it appraised by `verify` if there is one.
-///
-/// # Errors
-/// The endpoint has no attester, it cannot be set up, or gives no evidence.
-pub async fn attest(
-    endpoint: &Endpoint,
-    verify: Option<&Verify>,
-    clock: Arc<dyn Clock>,
-) -> Result<OwnEvidence, ChannelError> {
-    let attest = endpoint.ra.attest.as_ref().ok_or_else(|| setup("the endpoint has no attest table"))?;
-    // The evidence itself is to be seen, and not the token that a passport has in its place.
-    let plain = crate::config::Attest { passport: None, ..attest.clone() };
-    let attester = providers::attester(endpoint, &plain, clock.clone())?;
-    let verifier = verify.map(|v| Showing::new(endpoint, v, clock)).transpose()?;
-    let key =
-        KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|e| AttestError::Certificate(e.to_string()))?;
-    let expected = RuntimeData::for_key(&key.subject_public_key_info());
-    let evidence = attester.evidence(&expected).await?;
-    let outcome = match &verifier {
-        Some(verifier) => Some(verifier.appraise(&evidence, &expected).await),
-        None => None,
-    };
-    Ok(OwnEvidence { evidence, expected, token: verifier.and_then(|v| v.token()), outcome })
 }
