@@ -47,6 +47,7 @@ fn verify(service: &FakeAs, verdict_ttl: Duration) -> Verify {
         allow_sample: true,
         verdict_ttl,
         model: tng::config::Model::BackgroundCheck,
+        rego: None,
     }
 }
 

@@ -5,10 +5,12 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
 
+use super::manager::Condition;
 use super::{InForce, UnitError, in_force, manager};
 use crate::capture::allocation::Allocations;
 use crate::config::{self, OnStop};
@@ -17,6 +19,8 @@ use crate::sys;
 
 /// How long the manager may take to read a notice.
 const BARRIER_MS: u16 = 5000;
+/// How often to look at a service that is restarted.
+const SETTLING: Duration = Duration::from_millis(250);
 
 /// `ExecStartPost=` of the service: a restart took a file with a listener that the socket unit does not have open and
 /// the data plane may not open, such as a port below 1024.
@@ -66,6 +70,29 @@ pub fn service_stopped(paths: &Paths, file: &Path) -> Result<(), UnitError> {
     }
     // The socket's own stop waits for the service's: to wait for it here would never end.
     manager::systemctl(&["stop", "--no-block", &socket]).map(drop)
+}
+
+/// `tng-stopped@.service`, which systemd starts when the service ended without a failure. A stop in the moment in which
+/// the service waits to be restarted runs none of its steps, so the socket is stopped here.
+///
+/// It stays until the service is settled: a second start of a unit that still starts is none, so a stop that comes
+/// while a restart is under way has only this one to see it.
+pub fn service_ended(file: &Path) -> Result<(), UnitError> {
+    let instance = config::instance_of(file)?;
+    let (service, socket) = (format!("tng@{instance}.service"), format!("tng@{instance}.socket"));
+    loop {
+        match manager::condition(&service)? {
+            // Its own steps see to whatever comes next.
+            Condition::Up => return Ok(()),
+            Condition::Down => break,
+            Condition::Between => std::thread::sleep(SETTLING),
+        }
+    }
+    if manager::condition(&socket)? == Condition::Down || manager::is_shutting_down() {
+        return Ok(());
+    }
+    // Whoever starts the service at this very moment wins.
+    manager::systemctl(&["stop", "--no-block", "--job-mode=fail", &socket]).map(drop)
 }
 
 /// The socket unit is about to close its sockets, perhaps to open them again, and then all that the file names. What the

@@ -250,7 +250,8 @@ impl Verifier for BuiltinVerifier {
         };
         let roots: BTreeSet<_> = self.references.iter().filter_map(root).collect();
         if roots.is_empty() && self.policy.is_some() {
-            return "Intel SGX Root CA; AMD ARK-Milan, -Genoa, -Turin (compiled in); judged by verify.rego alone".into();
+            return "Intel SGX Root CA; AMD ARK-Milan, -Genoa, -Turin (compiled in); judged by verify.rego alone"
+                .into();
         }
         if roots.is_empty() {
             return "none: no reference values".into();

@@ -9,7 +9,7 @@ use regorus::unstable::{BUILTINS, Expr, Import, Literal, Module, Query, Ref, Rul
 use super::{ALLOW, NAME, Problem};
 
 /// Definitions in a policy. Each may wait for the next one, on the stack.
-const MAX_RULES: usize = 256;
+const MAX_RULES: usize = 128;
 /// Expressions within one another, `a + b + c` counting as two.
 const MAX_NESTING: usize = 96;
 
@@ -134,6 +134,14 @@ fn name(expr: &Ref<Expr>) -> Option<String> {
     Some(path.strip_prefix("data.tng.").map(str::to_owned).unwrap_or(path))
 }
 
+/// Where `a.b.c` begins; its own span is where its last dot is.
+fn start(expr: &Ref<Expr>) -> &Span {
+    match expr.as_ref() {
+        Expr::RefDot { refr, .. } | Expr::RefBrack { refr, .. } => start(refr),
+        other => other.span(),
+    }
+}
+
 /// Names that imports make, and what they stand for.
 fn aliases(module: &Module) -> BTreeMap<String, String> {
     let one = |import: &Import| {
@@ -243,7 +251,8 @@ impl<'p> Walk<'p, '_> {
                 self.all([key, value], depth)?;
                 self.query(query, depth)
             }
-            Expr::Call { span, fcn, params, .. } => {
+            Expr::Call { fcn, params, .. } => {
+                let span = start(fcn);
                 let name = name(fcn).ok_or_else(|| at(span, "a call of something that is no name"))?;
                 self.called(name, span, false);
                 self.all(params, depth)
@@ -255,9 +264,7 @@ impl<'p> Walk<'p, '_> {
             | Expr::BoolExpr { lhs, rhs, .. }
             | Expr::ArithExpr { lhs, rhs, .. }
             | Expr::AssignExpr { lhs, rhs, .. } => self.all([lhs, rhs], depth),
-            Expr::Membership { key, value, collection, .. } => {
-                self.all(key.iter().chain([value, collection]), depth)
-            }
+            Expr::Membership { key, value, collection, .. } => self.all(key.iter().chain([value, collection]), depth),
         }
     }
 }
