@@ -21,6 +21,8 @@ use crate::sys;
 const BARRIER_MS: u16 = 5000;
 /// How often to look at a service that is restarted.
 const SETTLING: Duration = Duration::from_millis(250);
+/// How often in a row it must be up: one that starts only to crash again is not settled.
+const SETTLED: u32 = 4;
 
 /// `ExecStartPost=` of the service: a restart took a file with a listener that the socket unit does not have open and
 /// the data plane may not open, such as a port below 1024.
@@ -80,13 +82,16 @@ pub fn service_stopped(paths: &Paths, file: &Path) -> Result<(), UnitError> {
 pub fn service_ended(file: &Path) -> Result<(), UnitError> {
     let instance = config::instance_of(file)?;
     let (service, socket) = (format!("tng@{instance}.service"), format!("tng@{instance}.socket"));
+    let mut up = 0;
     loop {
         match manager::condition(&service)? {
-            // Its own steps see to whatever comes next.
-            Condition::Up => return Ok(()),
             Condition::Down => break,
-            Condition::Between => std::thread::sleep(SETTLING),
+            // Its own steps see to whatever comes next.
+            Condition::Up if up == SETTLED => return Ok(()),
+            Condition::Up => up += 1,
+            Condition::Between => up = 0,
         }
+        std::thread::sleep(SETTLING);
     }
     if manager::condition(&socket)? == Condition::Down || manager::is_shutting_down() {
         return Ok(());

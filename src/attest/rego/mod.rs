@@ -27,8 +27,8 @@ const TIME: Duration = Duration::from_secs(1);
 const STEPS: std::num::NonZeroU32 = std::num::NonZeroU32::new(64).unwrap();
 /// Evaluations of one policy at once; more wait.
 const AT_ONCE: usize = 2;
-/// Stack of an evaluation. The deepest policy that `check` accepts needs less than half of it in a debug build, the
-/// unit test's; pages that are not touched cost nothing.
+/// Stack of an evaluation. The deepest policy that `check` accepts needs a quarter of it in a debug build, the unit
+/// test's; pages that are not touched cost nothing.
 const STACK: usize = 256 << 20;
 /// Reasons of a denial that are shown, and characters of one.
 const MAX_REASONS: usize = 8;

@@ -164,7 +164,7 @@ fn a_mistake_has_its_place() {
         ("package tng\nallow if count(numbers.range(1, 9)) > 1\n", "2:", "numbers.range is not for policies"),
         ("package tng\nallow if bits.lsh(1, 9) > 1\n", "2:", "bits.lsh is not for policies"),
         ("package tng\nallow if trace(\"x\")\n", "2:", "trace is not for policies"),
-        ("package tng\nallow := g(1) with count as nosuch(1)\ng(x) := x\n", "2:", "nosuch"),
+        ("package tng\nallow if g(1) == 1 with count as nosuch(1)\ng(x) := x\n", "2:", "nosuch"),
         ("package other\nallow := true\n", "1:1: ", "package tng"),
         ("package tng.more\nallow := true\n", "1:1: ", "package tng"),
         ("package tng\nalow := true\n", "1:1: ", "no rule `allow`"),
