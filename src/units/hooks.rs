@@ -71,7 +71,7 @@ pub fn service_stopped(paths: &Paths, file: &Path) -> Result<(), UnitError> {
         return Ok(());
     }
     // The socket's own stop waits for the service's: to wait for it here would never end.
-    manager::systemctl(&["stop", "--no-block", &socket]).map(drop)
+    manager::stop_unless_wanted(&socket)
 }
 
 /// `tng-stopped@.service`, which systemd starts when the service ended without a failure. A stop in the moment in which
@@ -96,8 +96,7 @@ pub fn service_ended(file: &Path) -> Result<(), UnitError> {
     if manager::condition(&socket)? == Condition::Down || manager::is_shutting_down() {
         return Ok(());
     }
-    // Whoever starts the service at this very moment wins.
-    manager::systemctl(&["stop", "--no-block", "--job-mode=fail", &socket]).map(drop)
+    manager::stop_unless_wanted(&socket)
 }
 
 /// The socket unit is about to close its sockets, perhaps to open them again, and then all that the file names. What the
@@ -132,7 +131,7 @@ pub fn socket_stopped(file: &Path) -> Result<(), UnitError> {
     if stays || !asked || manager::is_shutting_down() {
         return Ok(());
     }
-    manager::systemctl(&["stop", "--no-block", &format!("tng-guard@{instance}.service")]).map(drop)
+    manager::stop_unless_wanted(&format!("tng-guard@{instance}.service"))
 }
 
 /// `ExecStopPost=` of the guard: an instance that was stopped without its file is not wanted back after the next boot.

@@ -8,6 +8,8 @@ use super::UnitError;
 
 /// A daemon-reload on a busy host with many units takes seconds.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// What the manager says of a job that would cancel another.
+const CONFLICT: &str = "is destructive";
 /// How often to look whether it has ended.
 const STEP: Duration = Duration::from_millis(5);
 
@@ -44,6 +46,18 @@ fn said(mut pipe: impl Read) -> String {
     let mut bytes = Vec::new();
     let _ = pipe.read_to_end(&mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Has `unit` stopped, without waiting for it; not when somebody wants it, or what needs it, started by now: such a job
+/// would be cancelled, and a guard, which nothing requires, would be left out without a word.
+pub(super) fn stop_unless_wanted(unit: &str) -> Result<(), UnitError> {
+    match systemctl(&["stop", "--no-block", "--job-mode=fail", unit]) {
+        Err(UnitError::Manager { said, .. }) if said.contains(CONFLICT) => {
+            tracing::info!(unit, "not stopped: it is wanted again");
+            Ok(())
+        }
+        outcome => outcome.map(drop),
+    }
 }
 
 /// The version of systemd, by what systemctl says of itself.

@@ -64,6 +64,16 @@ pub fn stops(pair: &Pair) {
         pair.wait_served();
         String::new()
     });
+    pair.point("systemctl stop and start at once: the guard runs in the end", || {
+        for _ in 0..5 {
+            host.sh("systemctl stop tng@ingress; systemctl start tng@ingress");
+            wait_state(host, "tng@ingress.service", "active");
+            wait_state(host, "tng-guard@ingress.service", "active");
+            assert!(host.holds("nft list tables | grep -q tngguard_ingress"), "no guard table");
+        }
+        pair.wait_served();
+        String::new()
+    });
     pair.point("on_stop = \"closed\": refused after the stop, until tng-guard@ingress is stopped", || {
         host.write("/etc/tng/ingress.toml", &format!("on_stop = \"closed\"\n{INGRESS}"));
         host.sh("systemctl reload tng@ingress");

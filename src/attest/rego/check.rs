@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use regorus::Engine;
 use regorus::unstable::{BUILTINS, Expr, Import, Literal, Module, Query, Ref, Rule, RuleHead, Span};
 
-use super::{ALLOW, NAME, Problem};
+use super::{ALLOW, DENY, NAME, Problem};
 
 /// Definitions in a policy. Each may wait for the next one, on the stack.
 const MAX_RULES: usize = 128;
@@ -42,6 +42,9 @@ pub fn check(engine: &mut Engine) -> Result<(), Problem> {
     let functions: BTreeSet<String> = module.policy.iter().filter_map(|rule| function(rule)).collect();
     let mut called: BTreeMap<String, Vec<Call<'_>>> = BTreeMap::new();
     for rule in &module.policy {
+        if let Some(name @ (ALLOW | DENY)) = function(rule).as_deref() {
+            return Err(at(rule.span(), format!("`{name}` is asked without arguments, and cannot be a function")));
+        }
         let mut walk = Walk { calls: Vec::new(), aliases: &aliases, functions: &functions };
         walk.rule(rule)?;
         for call in &walk.calls {
