@@ -267,7 +267,7 @@ async fn a_tunnel_attests_with_a_tpm_through_the_helper_and_refuses_a_stranger()
     serve(&socket, tpm.socket.clone());
     serve(&strange, stranger.socket.clone());
     let pinned = reference(&quote(tpm.settings(ECC)), &[0, 7]).block();
-    let client = endpoint(ra(None, Some(builtin(vec![pinned]))));
+    let client = endpoint(ra(None, Some(builtin(vec![pinned.clone()]))));
 
     let server = endpoint(ra(Some(through(&socket, HostProvider::Tpm)), None));
     let (c, s) = meet(&client, &server).await;
@@ -277,6 +277,18 @@ async fn a_tunnel_attests_with_a_tpm_through_the_helper_and_refuses_a_stranger()
     assert!(verdict.trust_anchor.starts_with("TPM key sha256:"), "{}", verdict.trust_anchor);
     assert_eq!((verdict.claims["resets"].as_str(), verdict.claims["pcr17"].len()), ("1", 64));
     assert_eq!(server.status().attest.unwrap().provider, "tpm");
+
+    // A policy is asked besides, and cannot take the place of the reference that pins the key.
+    let rego = |text: &str| Some(RegoFile { path: "/policy.rego".into(), text: text.into() });
+    let with = |references: Vec<Reference>, text: &str| {
+        endpoint(ra(None, Some(Verify { rego: rego(text), ..builtin(references) })))
+    };
+    let booted =
+        "package tng\nallow if { input.tee == \"tpm\"; input.claims.resets == 1; count(input.claims.pcr17) == 64 }\n";
+    meet(&with(vec![pinned.clone()], booted), &server).await.0.expect("as the policy wants it");
+    assert_eq!(refusal(meet(&with(vec![], booted), &server).await.0), "tpm-ak-untrusted");
+    let twice = booted.replace("resets == 1", "resets == 2");
+    assert_eq!(refusal(meet(&with(vec![pinned], &twice), &server).await.0), "policy-denied");
 
     let other = endpoint(ra(Some(through(&strange, HostProvider::Tpm)), None));
     assert_eq!(refusal(meet(&client, &other).await.0), "tpm-ak-untrusted");

@@ -145,6 +145,8 @@ enum UnitCommand {
     ServiceStarted { instance: String },
     /// ExecStopPost= of tng@.service
     ServiceStopped { instance: String },
+    /// ExecStart= of tng-stopped@.service
+    ServiceEnded { instance: String },
     /// ExecStopPost= of tng@.socket
     SocketStopped { instance: String },
     /// ExecStopPost= of tng-guard@.service
@@ -285,6 +287,9 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
                 }
                 UnitCommand::ServiceStopped { instance } => {
                     units::hooks::service_stopped(&Paths::current(), &config::unit_path(&instance)?)?;
+                }
+                UnitCommand::ServiceEnded { instance } => {
+                    units::hooks::service_ended(&config::unit_path(&instance)?)?;
                 }
                 UnitCommand::SocketStopped { instance } => {
                     units::hooks::socket_stopped(&config::unit_path(&instance)?)?;

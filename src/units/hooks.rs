@@ -5,10 +5,12 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
 
+use super::manager::Condition;
 use super::{InForce, UnitError, in_force, manager};
 use crate::capture::allocation::Allocations;
 use crate::config::{self, OnStop};
@@ -17,6 +19,10 @@ use crate::sys;
 
 /// How long the manager may take to read a notice.
 const BARRIER_MS: u16 = 5000;
+/// How often to look at a service that is restarted.
+const SETTLING: Duration = Duration::from_millis(250);
+/// How often in a row it must be up: one that starts only to crash again is not settled.
+const SETTLED: u32 = 4;
 
 /// `ExecStartPost=` of the service: a restart took a file with a listener that the socket unit does not have open and
 /// the data plane may not open, such as a port below 1024.
@@ -65,7 +71,32 @@ pub fn service_stopped(paths: &Paths, file: &Path) -> Result<(), UnitError> {
         return Ok(());
     }
     // The socket's own stop waits for the service's: to wait for it here would never end.
-    manager::systemctl(&["stop", "--no-block", &socket]).map(drop)
+    manager::stop_unless_wanted(&socket)
+}
+
+/// `tng-stopped@.service`, which systemd starts when the service ended without a failure. A stop in the moment in which
+/// the service waits to be restarted runs none of its steps, so the socket is stopped here.
+///
+/// It stays until the service is settled: a second start of a unit that still starts is none, so a stop that comes
+/// while a restart is under way has only this one to see it.
+pub fn service_ended(file: &Path) -> Result<(), UnitError> {
+    let instance = config::instance_of(file)?;
+    let (service, socket) = (format!("tng@{instance}.service"), format!("tng@{instance}.socket"));
+    let mut up = 0;
+    loop {
+        match manager::condition(&service)? {
+            Condition::Down => break,
+            // Its own steps see to whatever comes next.
+            Condition::Up if up == SETTLED => return Ok(()),
+            Condition::Up => up += 1,
+            Condition::Between => up = 0,
+        }
+        std::thread::sleep(SETTLING);
+    }
+    if manager::condition(&socket)? == Condition::Down || manager::is_shutting_down() {
+        return Ok(());
+    }
+    manager::stop_unless_wanted(&socket)
 }
 
 /// The socket unit is about to close its sockets, perhaps to open them again, and then all that the file names. What the
@@ -100,7 +131,7 @@ pub fn socket_stopped(file: &Path) -> Result<(), UnitError> {
     if stays || !asked || manager::is_shutting_down() {
         return Ok(());
     }
-    manager::systemctl(&["stop", "--no-block", &format!("tng-guard@{instance}.service")]).map(drop)
+    manager::stop_unless_wanted(&format!("tng-guard@{instance}.service"))
 }
 
 /// `ExecStopPost=` of the guard: an instance that was stopped without its file is not wanted back after the next boot.

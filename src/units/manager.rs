@@ -8,6 +8,8 @@ use super::UnitError;
 
 /// A daemon-reload on a busy host with many units takes seconds.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// What the manager says of a job that would cancel another.
+const CONFLICT: &str = "is destructive";
 /// How often to look whether it has ended.
 const STEP: Duration = Duration::from_millis(5);
 
@@ -46,6 +48,18 @@ fn said(mut pipe: impl Read) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// Has `unit` stopped, without waiting for it; not when somebody wants it, or what needs it, started by now: such a job
+/// would be cancelled, and a guard, which nothing requires, would be left out without a word.
+pub(super) fn stop_unless_wanted(unit: &str) -> Result<(), UnitError> {
+    match systemctl(&["stop", "--no-block", "--job-mode=fail", unit]) {
+        Err(UnitError::Manager { said, .. }) if said.contains(CONFLICT) => {
+            tracing::info!(unit, "not stopped: it is wanted again");
+            Ok(())
+        }
+        outcome => outcome.map(drop),
+    }
+}
+
 /// The version of systemd, by what systemctl says of itself.
 pub(super) fn version() -> Option<u32> {
     version_in(&systemctl(&["--version"]).ok()?)
@@ -68,6 +82,32 @@ pub(super) fn is_shutting_down() -> bool {
     // It exits with 1 for every state but "running", and says which all the same.
     let asked = Command::new("systemctl").arg("is-system-running").stdin(Stdio::null()).output();
     asked.is_ok_and(|answer| answer.stdout.starts_with(b"stopping"))
+}
+
+/// Where a unit stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// It runs.
+    Up,
+    /// It does not, and nothing is about to start it.
+    Down,
+    /// It starts, stops, or waits to be restarted.
+    Between,
+}
+
+/// Where `unit` stands now.
+pub(super) fn condition(unit: &str) -> Result<Condition, UnitError> {
+    Ok(condition_in(&systemctl(&["show", "-p", "ActiveState", "-p", "Job", unit])?))
+}
+
+/// `ActiveState=inactive` and, where there is one, `Job=12`.
+fn condition_in(shown: &str) -> Condition {
+    let value = |name| shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default();
+    match (value("ActiveState"), matches!(value("Job"), "" | "0")) {
+        ("active" | "reloading", _) => Condition::Up,
+        ("inactive" | "failed", true) => Condition::Down,
+        _ => Condition::Between,
+    }
 }
 
 /// The type of the job that a unit has now: `stop`, `restart`, `start`, or none.
@@ -94,6 +134,23 @@ mod tests {
         assert_eq!(version_in("systemd 252 (252.39-1~deb12u2)\n+PAM"), Some(252));
         assert_eq!(version_in("systemd 257~rc1 (x)"), Some(257));
         assert_eq!(version_in("something else"), None);
+    }
+
+    #[test]
+    fn a_service_that_waits_to_be_restarted_is_neither_up_nor_down() {
+        for (shown, condition) in [
+            ("ActiveState=active\nJob=\n", Condition::Up),
+            ("Job=71\nActiveState=reloading\n", Condition::Up),
+            ("ActiveState=inactive\nJob=\n", Condition::Down),
+            ("ActiveState=failed\n", Condition::Down),
+            // A restart between its two halves.
+            ("ActiveState=inactive\nJob=71\n", Condition::Between),
+            ("ActiveState=activating\nJob=\n", Condition::Between),
+            ("ActiveState=deactivating\nJob=71\n", Condition::Between),
+            ("", Condition::Between),
+        ] {
+            assert_eq!(condition_in(shown), condition, "{shown}");
+        }
     }
 
     #[test]

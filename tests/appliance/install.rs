@@ -1,7 +1,7 @@
 //! From a bare Debian to the package, by apt from the signed local repository.
 
 use super::container::Container;
-use super::pair::{Pair, marker};
+use super::pair::{INGRESS, Pair, marker};
 
 /// Where the container sees the repository.
 const REPOSITORY: &str = "/srv/tng-repository";
@@ -75,6 +75,7 @@ pub fn apt_install(pair: &Pair) {
                 "tng@.socket",
                 "tng@.service",
                 "tng-guard@.service",
+                "tng-stopped@.service",
                 "tng.target",
                 "tng.slice",
                 "tng-aa-proxy.socket",
@@ -108,9 +109,19 @@ pub fn apt_install(pair: &Pair) {
 
 /// `apt purge tng`, with instances running: the system is as it was.
 pub fn nothing_is_left(pair: &Pair, before: &[Vec<String>; 2]) {
+    pair.point("apt remove says which instance that stays closed on a stop it opens, and opens it", || {
+        let host = &pair.client;
+        host.write("/etc/tng/ingress.toml", &format!("on_stop = \"closed\"\n{INGRESS}"));
+        host.sh("systemctl reload tng@ingress");
+        let removed = host.try_sh("DEBIAN_FRONTEND=noninteractive apt-get remove -q -y tng");
+        assert!(removed.status.success(), "{}{}", removed.stdout, removed.stderr);
+        assert!(removed.stderr.contains("tng: ingress: on_stop = \"closed\" ends"), "{}", removed.stderr);
+        assert!(!host.sh("nft list tables").contains("tng"));
+        String::new()
+    });
     for (host, before) in [&pair.client, &pair.server].into_iter().zip(before) {
         pair.point(&format!("{}: apt purge while instances run leaves no file, unit, user, table, rule or route", host.name), || {
-            host.sh("systemctl enable tng.target 2>/dev/null || true; systemctl is-active 'tng@*'");
+            host.sh("test ! -e /usr/sbin/tngd || { systemctl enable tng.target 2>/dev/null || true; systemctl is-active 'tng@*'; }");
             host.sh("DEBIAN_FRONTEND=noninteractive apt-get purge -q -y tng");
             host.sh("rm -f /etc/apt/sources.list.d/tng.sources /usr/share/keyrings/tng-archive-keyring.gpg");
             let after = inventory(host);

@@ -1,6 +1,9 @@
 //! Clean stops: what goes, what stays when the file says so, and all instances at once.
 
+use std::time::Duration;
+
 use super::container::Container;
+use super::netns::wait_until;
 use super::pair::{INGRESS, Pair, marker};
 use super::reload::wait_state;
 
@@ -36,6 +39,38 @@ pub fn stops(pair: &Pair) {
     );
     pair.point("systemctl start after it serves again", || {
         host.sh("systemctl start tng@ingress");
+        pair.wait_served();
+        String::new()
+    });
+    pair.point("systemctl stop while systemd waits to restart the service: all of it is gone as well", || {
+        host.write("/run/systemd/system/tng@ingress.service.d/90-wait.conf", "[Service]\nRestartSec=30\n");
+        host.sh("systemctl daemon-reload; systemctl kill -s KILL tng@ingress");
+        wait_sub_state(host, "tng@ingress.service", "auto-restart");
+        host.sh("systemctl stop tng@ingress");
+        for unit in ["tng@ingress.service", "tng@ingress.socket", "tng-guard@ingress.service"] {
+            wait_state(host, unit, "inactive");
+        }
+        assert_eq!(traces(host), "", "left behind");
+        // A restart in the same moment is one, and keeps listeners and rules.
+        host.sh("systemctl start tng@ingress; systemctl kill -s KILL tng@ingress");
+        wait_sub_state(host, "tng@ingress.service", "auto-restart");
+        let before = host.sh("systemctl show -P ActiveEnterTimestampMonotonic tng@ingress.socket");
+        host.sh("systemctl restart tng@ingress");
+        wait_state(host, "tng@ingress.service", "active");
+        wait_state(host, "tng-stopped@ingress.service", "inactive");
+        let after = host.sh("systemctl show -P ActiveEnterTimestampMonotonic tng@ingress.socket");
+        assert_eq!(before, after, "the socket was stopped");
+        host.sh("rm /run/systemd/system/tng@ingress.service.d/90-wait.conf; systemctl daemon-reload");
+        pair.wait_served();
+        String::new()
+    });
+    pair.point("systemctl stop and start at once: the guard runs in the end", || {
+        for _ in 0..5 {
+            host.sh("systemctl stop tng@ingress; systemctl start tng@ingress");
+            wait_state(host, "tng@ingress.service", "active");
+            wait_state(host, "tng-guard@ingress.service", "active");
+            assert!(host.holds("nft list tables | grep -q tngguard_ingress"), "no guard table");
+        }
         pair.wait_served();
         String::new()
     });
@@ -91,4 +126,15 @@ pub fn stops(pair: &Pair) {
 /// An instance that has nothing to do with the first.
 fn second() -> String {
     "[[ingress]]\nname = \"second\"\n[ingress.mapping]\nlisten = \"127.0.0.1:10009\"\ntarget = \"192.0.2.2:8080\"\n[ingress.verify]\nprovider = \"sample\"\nallow_sample = true\n".into()
+}
+
+/// Waits for what `systemctl` shows of a unit in brackets.
+#[track_caller]
+fn wait_sub_state(host: &Container, unit: &str, state: &str) {
+    let mut seen = String::new();
+    let reached = wait_until(Duration::from_secs(20), || {
+        seen = host.sh(&format!("systemctl show -P SubState {unit}"));
+        seen.trim() == state
+    });
+    assert!(reached, "{unit} is {}, not {state}", seen.trim());
 }

@@ -1,4 +1,5 @@
-//! The certificates between a SEV-SNP report and AMD: ARK (root), ASK, VCEK (AMD 57230, section 3).
+//! The certificates between a SEV-SNP report and AMD: ARK (root), ASK, VCEK (AMD 57230, section 3); or ARK, ASVK, VLEK
+//! where the report is signed by a key that AMD gave to a provider for all its chips.
 
 use std::time::SystemTime;
 
@@ -25,6 +26,11 @@ const TCB_SNP: &str = "1.3.6.1.4.1.3704.1.3.3";
 const TCB_MICROCODE: &str = "1.3.6.1.4.1.3704.1.3.8";
 const TCB_FMC: &str = "1.3.6.1.4.1.3704.1.3.9";
 const HWID: &str = "1.3.6.1.4.1.3704.1.4";
+/// The provider, in a VLEK's alone, which has no HWID.
+const CSP_ID: &str = "1.3.6.1.4.1.3704.1.5";
+/// What a report calls the key that signed it, [`Report::signing_key`].
+pub const VCEK: u32 = 0;
+pub const VLEK: u32 = 1;
 
 /// A root of AMD's with the intermediate that it issued.
 #[derive(Debug, Clone)]
@@ -62,6 +68,8 @@ pub struct Endorsed {
     pub product: &'static str,
     /// Firmware that the report comes from.
     pub tcb: Tcb,
+    /// Whose chips, where the key is a provider's; as AMD writes it.
+    pub provider: Option<String>,
     /// When the first certificate of the chain ends, seconds since the epoch.
     pub not_after: u64,
 }
@@ -143,6 +151,20 @@ fn same_chip(cert: &X509Certificate<'_>, chip_id: &[u8; 64]) -> bool {
     [8, 64].contains(&id.len()) && chip_id.starts_with(id) && chip_id[id.len()..].iter().all(|b| *b == 0)
 }
 
+/// The provider that a VLEK is of: a string in the extension.
+fn provider<'a>(cert: &X509Certificate<'a>) -> Option<&'a str> {
+    match extension(cert, CSP_ID)? {
+        // UTF8String, PrintableString, IA5String.
+        [0x0c | 0x13 | 0x16, len, text @ ..] if usize::from(*len) == text.len() => std::str::from_utf8(text).ok(),
+        _ => None,
+    }
+}
+
+/// Whether `der` is an authority's certificate.
+pub fn is_authority(der: &[u8]) -> bool {
+    parse(der).is_some_and(|cert| is_ca(&cert))
+}
+
 /// Whether a certificate that is no authority's is among `shown`.
 pub fn names_chip(shown: &[Vec<u8>]) -> bool {
     shown.iter().any(|der| parse(der).is_none_or(|cert| !is_ca(&cert)))
@@ -168,7 +190,7 @@ pub fn endorse(report: &Report, shown: &[Vec<u8>], roots: &[Root], now: SystemTi
             let turin = product == "Turin";
             let tcb = tcb(leaf, turin).ok_or(BuiltinError::ReportChain("the certificate names no TCB"))?;
             check(report, leaf, tcb, turin)?;
-            Ok(Endorsed { product, tcb, not_after })
+            Ok(Endorsed { product, tcb, provider: provider(leaf).map(str::to_owned), not_after })
         }) {
             Ok(endorsed) => return Ok(endorsed),
             Err(e) => worst = e,
@@ -178,8 +200,14 @@ pub fn endorse(report: &Report, shown: &[Vec<u8>], roots: &[Root], now: SystemTi
 }
 
 fn check(report: &Report, leaf: &X509Certificate<'_>, tcb: Tcb, turin: bool) -> Result<(), BuiltinError> {
-    if !same_chip(leaf, &report.chip_id()) {
-        return Err(BuiltinError::Endorsement("chip"));
+    match report.signing_key() {
+        VLEK if provider(leaf).is_none() || extension(leaf, HWID).is_some() => {
+            return Err(BuiltinError::Endorsement("kind of key"));
+        }
+        VLEK => {}
+        _ if extension(leaf, CSP_ID).is_some() => return Err(BuiltinError::Endorsement("kind of key")),
+        _ if !same_chip(leaf, &report.chip_id()) => return Err(BuiltinError::Endorsement("chip")),
+        _ => {}
     }
     // The key is derived from the firmware's versions: an older firmware cannot sign as this one.
     if report.reported_tcb(turin) != tcb {
@@ -203,7 +231,7 @@ fn chain(
         let (Some(ark), Some(ask)) = (parse(&root.ark), parse(&root.ask)) else { continue };
         let between = std::iter::once(&ask).chain(shown);
         for ask in between.filter(|a| is_ca(a) && issued(a, leaf) && issued(&ark, a)) {
-            match validity(&[(leaf, "VCEK"), (ask, "ASK"), (&ark, "ARK")], clock::unix(now)) {
+            match validity(&[(leaf, "VCEK or VLEK"), (ask, "ASK or ASVK"), (&ark, "ARK")], clock::unix(now)) {
                 Ok(end) => return Ok((root.product, end)),
                 Err(what) => why = BuiltinError::ReportChainTime(what),
             }

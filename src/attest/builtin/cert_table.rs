@@ -7,8 +7,12 @@ use super::BuiltinError;
 const MAX_ENTRIES: usize = 32;
 /// Length of an entry: GUID, offset, length.
 const ENTRY: usize = 24;
-/// ASK, ASVK of VLEKs, VCEK: certificates below the root. The root is never taken from a peer.
-const WANTED: [&str; 2] = ["4ab7b379-bbac-4fe4-a02f-05aef327c782", "63da758d-e664-4564-adc5-f4b93be8accd"];
+/// ASK (or ASVK), VCEK, VLEK: certificates below the root. The root is never taken from a peer.
+const WANTED: [&str; 3] = [
+    "4ab7b379-bbac-4fe4-a02f-05aef327c782",
+    "63da758d-e664-4564-adc5-f4b93be8accd",
+    "a8074bc2-a25a-483e-aae6-39c045a0b8a1",
+];
 
 /// The GUID in text. Hosts write it in the order of the text or in the mixed order of RFC 4122's variant 2.
 fn texts(guid: &[u8; 16]) -> [String; 2] {

@@ -13,7 +13,7 @@ use super::test_pki::{Amd, Guest, Intel, NOW, Td, at};
 use super::*;
 use crate::config::{
     Attest, AttestProvider, DEFAULT_INGRESS_MARK, Endpoint, EndpointName, Limits, Mapping, Mode, Model, PortRange, Ra,
-    Side, TargetHost, Verify, VerifyProvider, Wanted,
+    RegoFile, Side, TargetHost, Verify, VerifyProvider, Wanted,
 };
 use crate::ctl::verify::{Outcome, reference_block, reference_trust};
 use crate::tls::probe::{Observation, Prober};
@@ -98,17 +98,28 @@ fn endpoint(ra: Ra) -> Arc<EndpointTls> {
 
 /// What a client that verifies makes of a server on `machine`.
 async fn met(roots: Roots, config: Builtin, tee: &'static str, machine: Machine) -> Result<Channel, ChannelError> {
+    asked(roots, config, None, tee, machine).await
+}
+
+/// The same, with a policy.
+async fn asked(
+    roots: Roots,
+    config: Builtin,
+    rego: Option<RegoFile>,
+    tee: &'static str,
+    machine: Machine,
+) -> Result<Channel, ChannelError> {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("aa.sock");
     agent(&socket, tee, machine);
     INJECTED.set(Some(roots));
     let verify = Verify {
         provider: VerifyProvider::Builtin(config),
-        policy_ids: vec![],
+        policy_ids: rego.iter().map(RegoFile::id).collect(),
         allow_sample: false,
         verdict_ttl: Duration::from_secs(300),
         model: Model::BackgroundCheck,
-        rego: None,
+        rego,
     };
     let client = endpoint(Ra { verify: Some(verify), ..Ra::default() });
     let attest = Attest {
@@ -254,4 +265,63 @@ async fn a_block_made_from_a_look_accepts_that_machine_and_refuses_another_measu
         let forged = looked(Roots::pinned(), &keys, tee, one).await;
         assert!(["quote-chain", "snp-chain"].contains(&reason_of(&forged).unwrap()), "{:?}", forged.failure);
     }
+}
+
+fn rego(rules: &str) -> Option<RegoFile> {
+    Some(RegoFile { path: "/policy.rego".into(), text: format!("package tng\n{rules}\n").into() })
+}
+
+#[tokio::test]
+async fn a_policy_judges_alone_or_beside_references() {
+    let amd = Arc::new(Amd::new());
+    let roots = || Roots { intel: vec![], amd: vec![amd.root()] };
+    let machine = |guest: Guest| -> Machine {
+        let amd = amd.clone();
+        Arc::new(move |report_data| amd.evidence(&Guest { report_data, ..guest.clone() }, true))
+    };
+    let trusted = format!(
+        "allow if {{ input.tee == \"snp\"; input.claims.measurement == \"{}\"; input.claims.vmpl == 0; \
+         input.claims.tcb_snp >= 1; input.bound_to == \"session\"; input.runtime_data[\"pubkey-hash\"] }}",
+        "c3".repeat(48)
+    );
+    let alone = Builtin { references: vec![], ..config(("snp", "measurement", 0xc3), vec![]) };
+    let beside = |byte| config(("snp", "measurement", byte), vec![]);
+    let honest = machine(Guest::default());
+    let one = async |config: Builtin, rules: &str, machine: &Machine| {
+        reason_or_tee(asked(roots(), config, rego(rules), "snp", machine.clone()).await)
+    };
+    assert_eq!(one(alone.clone(), &trusted, &honest).await, "snp by builtin");
+    assert_eq!(one(alone.clone(), &trusted.replace("c3", "c4"), &honest).await, "policy-denied");
+    assert_eq!(one(beside(0xc3), &trusted, &honest).await, "snp by builtin");
+    assert_eq!(one(beside(0xc4), &trusted, &honest).await, "reference-mismatch");
+    assert_eq!(one(beside(0xc3), "allow := false", &honest).await, "policy-denied");
+    assert_eq!(one(beside(0xc3), "allow if to_number(input.tee) > 0", &honest).await, "policy-error");
+    // A policy does not allow what the configuration forbids.
+    let debug = machine(Guest { policy: 1 << 19, ..Guest::default() });
+    assert_eq!(one(alone.clone(), "allow := true", &debug).await, "tee-debug");
+    let lax = Builtin { allow_debug: true, ..alone };
+    assert_eq!(one(lax.clone(), "allow if input.debug", &debug).await, "snp by builtin");
+    assert_eq!(one(lax, "allow if not input.debug", &debug).await, "policy-denied");
+}
+
+#[tokio::test]
+async fn a_policy_sees_the_state_of_an_intel_platform() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("collateral.json");
+    let intel = Arc::new(Intel::new(NOW));
+    std::fs::write(&file, serde_json::to_vec(&intel.collateral("UpToDate", 1, 1)).unwrap()).unwrap();
+    let honest: Machine = {
+        let intel = intel.clone();
+        Arc::new(move |report_data| intel.evidence(&Td { report_data, ..Td::default() }))
+    };
+    let alone = Builtin { references: vec![], ..config(("tdx", "mr_td", 0xa1), vec![file]) };
+    let one = async |rules: &str| {
+        let roots = Roots { intel: intel.root_der(), amd: vec![] };
+        reason_or_tee(asked(roots, alone.clone(), rego(rules), "tdx", honest.clone()).await)
+    };
+    let state = "allow if { input.claims.tcb_status == \"UpToDate\"; input.claims.tcb_date > \"2000-01-01\"; \
+                 startswith(input.claims.mr_td, \"a1a1\"); input.claims.fmspc }";
+    assert_eq!(one(state).await, "tdx by builtin");
+    assert_eq!(one(&state.replace("UpToDate", "OutOfDate")).await, "policy-denied");
+    assert_eq!(one(&state.replace("2000-", "9999-")).await, "policy-denied");
 }

@@ -9,6 +9,12 @@ pub enum BuiltinError {
     /// No quote of the named TEE.
     #[error("the quote is malformed: {0}")]
     Quote(String),
+    /// The quote says which platform it is from, and shows no certificate of it.
+    #[error(
+        "the quote has no certificate of its platform with it (certification data of type {0}): the peer's quote \
+         provider must have one, from a PCCS"
+    )]
+    QuoteWithoutCertificate(u16),
     /// No SEV-SNP report.
     #[error("the SEV-SNP report is malformed: {0}")]
     Report(&'static str),
@@ -113,6 +119,7 @@ impl BuiltinError {
         match self {
             Self::Tee(_) => "tee-unsupported",
             Self::Quote(_) => "quote-malformed",
+            Self::QuoteWithoutCertificate(_) => "quote-no-certificate",
             Self::Report(_) => "snp-report-malformed",
             Self::QuoteSignature(_) => "quote-signature",
             Self::ReportSignature => "snp-report-signature",

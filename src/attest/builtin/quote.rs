@@ -28,6 +28,9 @@ const ROOT: &[u8] = include_bytes!("intel/sgx-root-ca.pem");
 const MAX_QUOTE: usize = 64 << 10;
 /// Certificates in a quote: platform, its CA, the root.
 const MAX_CHAIN: usize = 4;
+/// Types of certification data that hold certificates (Intel's quote format, QE certification data): the platform's alone,
+/// or with its chain. Others hold what it could be asked for with.
+const CERTIFICATES: [u16; 2] = [4, 5];
 /// Bits of the TD attributes that put a TD under the host's eyes (TDX module ABI, TUD group).
 const TUD: u8 = 0xff;
 /// Bit of the SGX attributes that lets the host debug.
@@ -135,6 +138,9 @@ fn platform(tee: &'static str, raw: &[u8], root: &[u8]) -> Result<Platform, Buil
     let kind = if quote.header.is_sgx() { "sgx" } else { "tdx" };
     if kind != tee {
         return Err(BuiltinError::Quote(format!("a quote of {kind} in evidence of {tee}")));
+    }
+    if !CERTIFICATES.contains(&quote.inner_cert_type()) {
+        return Err(BuiltinError::QuoteWithoutCertificate(quote.inner_cert_type()));
     }
     let chain = |e: anyhow::Error| BuiltinError::QuoteChain(shorten(&e));
     if !leads_to(&intel::extract_cert_chain(&quote).map_err(chain)?, root) {

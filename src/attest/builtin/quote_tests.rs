@@ -66,6 +66,22 @@ fn the_fields_of_a_real_quote_are_where_intel_puts_them() {
 }
 
 #[test]
+fn a_quote_without_its_platforms_certificate_has_a_reason_of_its_own() {
+    let raw = fixture("tdx_quote");
+    // Signature and key, head of type 6, report and signature of the quoting enclave, its data.
+    let data = 636 + 128 + 6 + 384 + 64;
+    let at = data + 2 + usize::from(u16::from_le_bytes([raw[data], raw[data + 1]]));
+    assert_eq!(raw[at..at + 2], [5, 0]);
+    for kind in [1, 2, 3, 7, 0xff] {
+        let mut other = raw.clone();
+        other[at] = kind;
+        let error = platform("tdx", &other, &pinned_root()).unwrap_err();
+        assert_eq!(error, BuiltinError::QuoteWithoutCertificate(kind.into()));
+        assert_eq!(error.reason(), "quote-no-certificate");
+    }
+}
+
+#[test]
 fn every_changed_part_of_a_real_quote_has_its_reason() {
     let (raw, collateral) = (fixture("tdx_quote"), collateral("tdx_quote"));
     let flipped = |at: usize| {

@@ -62,12 +62,19 @@ impl Snp {
     /// What the report says, once its signature and chain were verified.
     pub async fn appraise(&self, evidence: &[u8], clock: &dyn Clock) -> Result<Finding, BuiltinError> {
         let Shown { report, certificates } = shown(evidence)?;
-        if report.signing_key() != 0 {
-            return Err(BuiltinError::ReportChain("the report is not signed by a chip's key (VCEK)"));
-        }
-        let endorsed = match self.offline(&report, certificates, clock)? {
-            Some(endorsed) => endorsed,
-            None => self.online(&report, clock).await?,
+        let endorsed = match (report.signing_key(), self.offline(&report, &certificates, clock)) {
+            (amd::VCEK, Ok(None)) => self.online(&report, clock).await?,
+            (amd::VLEK, Ok(None)) => {
+                let why = "AMD's service gives none of a provider's key (VLEK): the peer's host must".to_owned();
+                return Err(BuiltinError::NoEndorsement(why));
+            }
+            // The host gives the provider's certificate, and not always its issuer's.
+            (amd::VLEK, Err(BuiltinError::ReportChain(_))) if self.kds.is_some() => {
+                self.issued(&report, &certificates, clock).await?
+            }
+            (amd::VCEK | amd::VLEK, Ok(Some(endorsed))) => endorsed,
+            (amd::VCEK | amd::VLEK, Err(e)) => return Err(e),
+            _ => return Err(BuiltinError::ReportChain("the report is signed neither by a VCEK nor by a VLEK")),
         };
         Ok(finding(&report, &endorsed))
     }
@@ -76,14 +83,18 @@ impl Snp {
     fn offline(
         &self,
         report: &Report,
-        shown: Vec<Vec<u8>>,
+        shown: &[Vec<u8>],
         clock: &dyn Clock,
     ) -> Result<Option<amd::Endorsed>, BuiltinError> {
-        if amd::names_chip(&shown) {
-            return amd::endorse(report, &shown, &self.roots, clock.now()).map(Some);
+        // Authorities of the files serve whatever certificate it is.
+        let room = amd::MAX_CERTIFICATES.saturating_sub(shown.len() + 1);
+        let authorities = self.files.iter().filter(|file| amd::is_authority(file)).take(room);
+        let known: Vec<Vec<u8>> = shown.iter().chain(authorities).cloned().collect();
+        if amd::names_chip(shown) {
+            return amd::endorse(report, &known, &self.roots, clock.now()).map(Some);
         }
-        for certificate in &self.files {
-            let mut candidates = shown.clone();
+        for certificate in self.files.iter().filter(|file| !amd::is_authority(file)) {
+            let mut candidates = known.clone();
             candidates.push(certificate.clone());
             match amd::endorse(report, &candidates, &self.roots, clock.now()) {
                 // A file of another chip's is no fault of this one.
@@ -92,6 +103,48 @@ impl Snp {
             }
         }
         Ok(None)
+    }
+
+    /// With the issuers of providers' keys (ASVK) that AMD's service gives.
+    async fn issued(
+        &self,
+        report: &Report,
+        shown: &[Vec<u8>],
+        clock: &dyn Clock,
+    ) -> Result<amd::Endorsed, BuiltinError> {
+        let mut last = BuiltinError::ReportChain("it does not end in a root of AMD's");
+        let Some(kds) = &self.kds else { return Err(last) };
+        for product in products(report) {
+            let path = format!("vlek/v1/{product}/cert_chain");
+            let chain = match self.certificate(kds, &path).await {
+                Ok(chain) => chain,
+                Err(e) => {
+                    last = e;
+                    continue;
+                }
+            };
+            // The root with it is left: ours are compiled in.
+            let issuers = CertificateDer::pem_slice_iter(&chain).filter_map(Result::ok).take(2).map(|der| der.to_vec());
+            let candidates: Vec<Vec<u8>> = shown.iter().cloned().chain(issuers).collect();
+            match amd::endorse(report, &candidates, &self.roots, clock.now()) {
+                Ok(endorsed) => {
+                    self.keep(path, chain);
+                    return Ok(endorsed);
+                }
+                Err(e @ BuiltinError::ReportChain(_)) => last = e,
+                Err(e) => return Err(e),
+            }
+        }
+        Err(last)
+    }
+
+    /// Keeps what AMD's service gave and what then verified: its limit of requests is why.
+    fn keep(&self, path: String, given: Vec<u8>) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= MAX_KEPT && !kept.contains_key(&path) {
+            kept.clear();
+        }
+        kept.insert(path, given);
     }
 
     fn kept(&self, path: &str) -> Option<Vec<u8>> {
@@ -131,12 +184,7 @@ impl Snp {
                 }
             };
             let endorsed = amd::endorse(report, std::slice::from_ref(&certificate), &self.roots, clock.now())?;
-            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            // One that verified. The service's limit of requests is why they are kept at all.
-            if kept.len() >= MAX_KEPT && !kept.contains_key(&path) {
-                kept.clear();
-            }
-            kept.insert(path, certificate);
+            self.keep(path, certificate);
             return Ok(endorsed);
         }
         Err(last)
@@ -196,7 +244,7 @@ fn listed(entries: &[Value]) -> Result<Vec<Vec<u8>>, BuiltinError> {
     let mut found = Vec::new();
     for entry in entries {
         // Roots come from us alone; other kinds are not of a chip.
-        if !matches!(entry["cert_type"].as_str(), Some("VCEK" | "ASK")) {
+        if !matches!(entry["cert_type"].as_str(), Some("VCEK" | "VLEK" | "ASK")) {
             continue;
         }
         let byte = |v: &Value| v.as_u64().and_then(|n| u8::try_from(n).ok());
@@ -255,10 +303,14 @@ pub fn look(evidence: &[u8]) -> Result<Look, BuiltinError> {
 }
 
 fn finding(report: &Report, endorsed: &amd::Endorsed) -> Finding {
+    let mut claims = BTreeMap::from([("product".to_owned(), endorsed.product.to_owned())]);
+    if let Some(provider) = &endorsed.provider {
+        claims.insert("provider".into(), provider.clone());
+    }
     Finding {
         tee: "snp",
         seen: fields(report, endorsed.tcb),
-        claims: BTreeMap::from([("product".into(), endorsed.product.into())]),
+        claims,
         report_data: report.report_data().to_vec(),
         debug: report.policy() & POLICY_DEBUG != 0,
         trust_anchor: format!("AMD ARK-{} (compiled in)", endorsed.product),

@@ -38,7 +38,8 @@ async fn each_change_of_a_report_has_its_reason() {
         ("nothing", 0x0, 3, "ok"),
         ("version", 0x0, 9, "snp-report-malformed"),
         ("algorithm", 0x34, 2, "snp-report-malformed"),
-        ("signed by a VLEK", 0x48, 4, "snp-chain"),
+        ("signed by a VLEK", 0x48, 4, "snp-endorsement-mismatch"),
+        ("signed by nothing", 0x48, 7 << 2, "snp-chain"),
         ("debug, not signed", 0x0a, 0x0b, "snp-report-signature"),
         ("measurement", 0x90, 0, "snp-report-signature"),
         ("report data", 0x50, 1, "snp-report-signature"),
@@ -49,6 +50,55 @@ async fn each_change_of_a_report_has_its_reason() {
     ] {
         assert_eq!(slug(&verifier, &changed(at, value)).await, expected, "{what}");
     }
+}
+
+#[tokio::test]
+async fn a_report_may_be_signed_by_a_key_of_the_provider() {
+    let (amd, other) = (Amd::new(), Amd::new());
+    let whole = amd.provided(&Guest::default(), &amd.vlek_chain());
+    let found = snp(&amd, &[]).appraise(&whole, &Standing(NOW)).await.unwrap();
+    assert_eq!(found.claims["provider"], "CN=cc.provider.example");
+    assert_eq!(slug(&snp(&other, &[]), &whole).await, "snp-chain");
+    // Hosts give the provider's certificate alone; its issuer is then in a file.
+    let alone = amd.provided(&Guest::default(), &amd.vlek_chain()[..1]);
+    assert_eq!(slug(&snp(&amd, &[]), &alone).await, "snp-chain");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("asvk.pem");
+    std::fs::write(&file, amd.asvk_pem()).unwrap();
+    assert_eq!(slug(&snp(&amd, std::slice::from_ref(&file)), &alone).await, "ok");
+    // A report of the chip with a file of the provider's issuer beside it.
+    assert_eq!(slug(&snp(&amd, &[file]), &amd.evidence(&Guest::default(), true)).await, "ok");
+    // Neither kind of certificate serves for the other kind of report.
+    let chips = amd.provided(&Guest::default(), &[amd.vcek_der()]);
+    assert_eq!(slug(&snp(&amd, &[]), &chips).await, "snp-endorsement-mismatch");
+    assert_eq!(slug(&snp(&amd, &[]), &amd.provided(&Guest::default(), &[])).await, "snp-endorsement-missing");
+    let mut report = amd.report(&Guest::default());
+    let shown = |report: &[u8]| {
+        let chain: Vec<_> =
+            amd.vlek_chain().iter().map(|der| serde_json::json!({"cert_type": "VLEK", "data": der})).collect();
+        let report = BASE64_STANDARD.encode(report);
+        serde_json::json!({ "attestation_report": report, "cert_chain": chain }).to_string().into_bytes()
+    };
+    assert_eq!(slug(&snp(&amd, &[]), &shown(&report)).await, "snp-endorsement-mismatch");
+    report[0x48] = 4;
+    assert_eq!(slug(&snp(&amd, &[]), &shown(&report)).await, "snp-report-signature");
+}
+
+#[tokio::test]
+async fn amds_service_gives_the_issuer_of_a_providers_key_once() {
+    let amd = Amd::new();
+    let body = [amd.asvk_pem(), amd.ark_pem()].concat().into_bytes();
+    let (url, count) = answering("GET /vlek/v1/Milan/cert_chain HTTP/1.1".into(), body).await;
+    let second = std::time::Duration::from_secs(1);
+    let fetcher = Fetcher::new(&url, "KDS", crate::config::DEFAULT_INGRESS_MARK, second).unwrap();
+    let verifier = Snp::new(vec![amd.root()], &[], Some(fetcher)).unwrap();
+    let alone = amd.provided(&Guest::default(), &amd.vlek_chain()[..1]);
+    for _ in 0..3 {
+        assert_eq!(slug(&verifier, &alone).await, "ok");
+    }
+    assert_eq!(count.load(std::sync::atomic::Ordering::SeqCst), 1);
+    let other = Amd::new();
+    assert_eq!(slug(&verifier, &other.provided(&Guest::default(), &other.vlek_chain()[..1])).await, "snp-chain");
 }
 
 #[tokio::test]
@@ -108,9 +158,13 @@ fn amds_service_is_asked_for_the_chip_and_its_firmware() {
 
 /// AMD's service, which knows one chip.
 async fn fake_kds(amd: &Amd) -> (url::Url, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let report = Report::from_bytes(&amd.report(&Guest::default())).unwrap();
-    let (known, der) = (format!("GET /{} HTTP/1.1", kds_path(&report, "Milan")), amd.vcek_der());
+    answering(format!("GET /{} HTTP/1.1", kds_path(&report, "Milan")), amd.vcek_der()).await
+}
+
+/// The same with `answer` to the request that begins with `known`.
+async fn answering(known: String, answer: Vec<u8>) -> (url::Url, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
     let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -123,7 +177,7 @@ async fn fake_kds(amd: &Amd) -> (url::Url, std::sync::Arc<std::sync::atomic::Ato
                 head.push(tcp.read_u8().await.unwrap());
             }
             let found = String::from_utf8(head).unwrap().starts_with(&known);
-            let (status, body) = if found { ("200 OK", der.as_slice()) } else { ("404 Not Found", &[][..]) };
+            let (status, body) = if found { ("200 OK", answer.as_slice()) } else { ("404 Not Found", &[][..]) };
             let length = body.len();
             let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
             let _ = tcp.write_all(&[head.as_bytes(), body].concat()).await;

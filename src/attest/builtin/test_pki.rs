@@ -291,6 +291,8 @@ pub struct Amd {
     ark: Party,
     ask: Party,
     vcek: Party,
+    asvk: Party,
+    vlek: Party,
 }
 
 /// What a report of this maker's says.
@@ -325,7 +327,11 @@ impl Amd {
         let ark = party("ARK-Test", p384, true, vec![], None);
         let ask = party("SEV-Test", p384, true, vec![], Some(&ark));
         let vcek = party("SEV-VCEK", p384, false, vec![svn(1, 4), svn(2, 1), svn(3, 20), svn(8, 72), hwid], Some(&ask));
-        Self { ark, ask, vcek }
+        let csp =
+            CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 3704, 1, 5], tlv(0x16, b"CN=cc.provider.example"));
+        let asvk = party("SEV-VLEK-Test", p384, true, vec![], Some(&ark));
+        let vlek = party("SEV-VLEK", p384, false, vec![svn(1, 4), svn(2, 1), svn(3, 20), svn(8, 72), csp], Some(&asvk));
+        Self { ark, ask, vcek, asvk, vlek }
     }
 
     /// Its root, with the intermediate.
@@ -343,20 +349,47 @@ impl Amd {
         self.vcek.cert.der().to_vec()
     }
 
+    /// The certificate of the provider's key and that of its issuer, DER.
+    pub fn vlek_chain(&self) -> [Vec<u8>; 2] {
+        [&self.vlek, &self.asvk].map(|p| p.cert.der().to_vec())
+    }
+
+    /// The latter, PEM.
+    pub fn asvk_pem(&self) -> String {
+        self.asvk.cert.pem()
+    }
+
+    /// The root, PEM.
+    pub fn ark_pem(&self) -> String {
+        self.ark.cert.pem()
+    }
+
+    /// Evidence whose report is signed by the provider's key, with these certificates. Such hosts mask the chip.
+    pub fn provided(&self, guest: &Guest, certificates: &[Vec<u8>]) -> Vec<u8> {
+        let report = BASE64_STANDARD.encode(self.signed(guest, &self.vlek, 1, &[0; 64]));
+        let chain: Vec<_> = certificates.iter().map(|der| json!({ "cert_type": "VLEK", "data": der })).collect();
+        json!({ "attestation_report": report, "cert_chain": chain }).to_string().into_bytes()
+    }
+
     /// A report, version 3.
     pub fn report(&self, guest: &Guest) -> Vec<u8> {
+        self.signed(guest, &self.vcek, 0, &CHIP)
+    }
+
+    fn signed(&self, guest: &Guest, by: &Party, kind: u32, chip: &[u8; 64]) -> Vec<u8> {
         let mut out = vec![0; LEN];
         let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &3u32.to_le_bytes());
         put(0x08, &guest.policy.to_le_bytes());
         put(0x30, &guest.vmpl.to_le_bytes());
         put(0x34, &1u32.to_le_bytes());
+        put(0x48, &(kind << 2).to_le_bytes());
         put(0x50, &guest.report_data);
         put(0x90, &guest.measurement);
         put(0x180, &[4, 1, 0, 0, 0, 0, 20, 72]);
         put(0x188, &[0x19, 0x01, 1]);
-        put(0x1a0, &CHIP);
-        let signature = self.vcek.sign(&out[..SIGNED]);
+        put(0x1a0, chip);
+        let signature = by.sign(&out[..SIGNED]);
         for (half, at) in signature.chunks(48).zip([SIGNED, SIGNED + 72]) {
             let little: Vec<u8> = half.iter().rev().copied().collect();
             out[at..at + 48].copy_from_slice(&little);

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use regorus::Engine;
 use regorus::unstable::{BUILTINS, Expr, Import, Literal, Module, Query, Ref, Rule, RuleHead, Span};
 
-use super::{ALLOW, NAME, Problem};
+use super::{ALLOW, DENY, NAME, Problem};
 
 /// Definitions in a policy. Each may wait for the next one, on the stack.
-const MAX_RULES: usize = 256;
+const MAX_RULES: usize = 128;
 /// Expressions within one another, `a + b + c` counting as two.
 const MAX_NESTING: usize = 96;
 
@@ -42,6 +42,9 @@ pub fn check(engine: &mut Engine) -> Result<(), Problem> {
     let functions: BTreeSet<String> = module.policy.iter().filter_map(|rule| function(rule)).collect();
     let mut called: BTreeMap<String, Vec<Call<'_>>> = BTreeMap::new();
     for rule in &module.policy {
+        if let Some(name @ (ALLOW | DENY)) = function(rule).as_deref() {
+            return Err(at(rule.span(), format!("`{name}` is asked without arguments, and cannot be a function")));
+        }
         let mut walk = Walk { calls: Vec::new(), aliases: &aliases, functions: &functions };
         walk.rule(rule)?;
         for call in &walk.calls {
@@ -132,6 +135,14 @@ fn name(expr: &Ref<Expr>) -> Option<String> {
     parts.reverse();
     let path = parts.join(".");
     Some(path.strip_prefix("data.tng.").map(str::to_owned).unwrap_or(path))
+}
+
+/// Where `a.b.c` begins; its own span is where its last dot is.
+fn start(expr: &Ref<Expr>) -> &Span {
+    match expr.as_ref() {
+        Expr::RefDot { refr, .. } | Expr::RefBrack { refr, .. } => start(refr),
+        other => other.span(),
+    }
 }
 
 /// Names that imports make, and what they stand for.
@@ -243,7 +254,8 @@ impl<'p> Walk<'p, '_> {
                 self.all([key, value], depth)?;
                 self.query(query, depth)
             }
-            Expr::Call { span, fcn, params, .. } => {
+            Expr::Call { fcn, params, .. } => {
+                let span = start(fcn);
                 let name = name(fcn).ok_or_else(|| at(span, "a call of something that is no name"))?;
                 self.called(name, span, false);
                 self.all(params, depth)

@@ -27,8 +27,8 @@ const TIME: Duration = Duration::from_secs(1);
 const STEPS: std::num::NonZeroU32 = std::num::NonZeroU32::new(64).unwrap();
 /// Evaluations of one policy at once; more wait.
 const AT_ONCE: usize = 2;
-/// Stack of an evaluation. The deepest policy that `check` accepts needs a quarter of it in a debug build; pages that
-/// are not touched cost nothing.
+/// Stack of an evaluation. The deepest policy that `check` accepts needs a quarter of it in a debug build, the unit
+/// test's; pages that are not touched cost nothing.
 const STACK: usize = 256 << 20;
 /// Reasons of a denial that are shown, and characters of one.
 const MAX_REASONS: usize = 8;
@@ -38,8 +38,9 @@ const MAX_PROBLEM: usize = 200;
 /// What the library calls the file.
 const NAME: &str = "policy";
 
-const ALLOW: &str = "data.tng.allow";
-const DENY: &str = "data.tng.deny";
+/// The rules that are asked, within the package.
+const ALLOW: &str = "allow";
+const DENY: &str = "deny";
 
 /// Why the policy did not let a peer in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -173,9 +174,13 @@ fn compile(text: &str) -> Result<Policy, Problem> {
     engine.add_policy(NAME.into(), text.into()).map_err(|e| Problem::of(&e))?;
     check::check(&mut engine)?;
     // Schedules the statements, which finds variables that nothing binds.
-    engine.compile_with_entrypoint(&ALLOW.into()).map_err(|e| Problem::of(&e))?;
+    engine.compile_with_entrypoint(&path(ALLOW).into()).map_err(|e| Problem::of(&e))?;
     let denies = engine.has_declared_rule_rooted_at(NAME, DENY).map_err(|e| Problem::of(&e))?;
     Ok(Policy { engine, denies, places: Arc::new(Semaphore::new(AT_ONCE)) })
+}
+
+fn path(rule: &str) -> String {
+    format!("data.tng.{rule}")
 }
 
 fn decide(mut engine: Engine, denies: bool, document: serde_json::Value) -> Result<(), PolicyError> {
@@ -197,7 +202,7 @@ fn decide(mut engine: Engine, denies: bool, document: serde_json::Value) -> Resu
 
 fn ask(engine: &mut Engine, rule: &str) -> Result<Value, PolicyError> {
     let started = Instant::now();
-    let answer = engine.eval_rule(rule.to_owned());
+    let answer = engine.eval_rule(path(rule));
     // The library forgets within functions that an error was the clock's.
     if started.elapsed() > TIME {
         return Err(PolicyError::Timeout);

@@ -7,6 +7,7 @@ use super::*;
 fn examples() -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/tng");
     let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|e| e == "toml"));
     files.sort();
     files
 }
@@ -98,6 +99,10 @@ fn the_manual_shows_working_files_and_every_key() {
     let examples: Vec<_> = manual.split(".EX\n").skip(1).map(|rest| rest.split(".EE\n").next().unwrap()).collect();
     assert_eq!(examples.len(), 2);
     examples.iter().for_each(|text| drop(good(text)));
+    let policies = manual.split(".nf\npackage tng").skip(1).map(|rest| rest.split(".fi\n").next().unwrap());
+    let read: Vec<_> =
+        policies.map(|text| crate::attest::rego::Policy::compile(&format!("package tng{text}"))).collect();
+    assert!(read.len() == 1 && read[0].is_ok());
     // The sources of the keys are the tables of the raw stage.
     let fields = include_str!("../raw.rs").split(['{', ',', '\n']).filter_map(|part| part.split_once(": "));
     for key in fields.map(|(key, _)| key.trim()).filter(|k| !k.is_empty() && !k.contains(['/', ' ', '('])) {

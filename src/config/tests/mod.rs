@@ -11,6 +11,7 @@ mod files;
 mod host;
 mod positions;
 mod properties;
+mod rego;
 mod rules;
 
 pub(super) fn parsed(text: &str) -> Result<Loaded, Report> {
