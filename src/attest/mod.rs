@@ -7,6 +7,8 @@ mod asr;
 mod binding;
 pub mod builtin;
 mod cache;
+#[cfg(test)]
+mod changes;
 mod claims;
 mod clock;
 mod credential;
@@ -18,6 +20,7 @@ mod jwk;
 mod passport;
 mod sample;
 mod service;
+mod tee_names;
 mod token;
 pub mod tpm;
 mod ttrpc;

@@ -32,7 +32,7 @@ async fn each_failing_service_has_its_reason_over_grpc() {
         (Mode::Status("none"), "token-status-none"),
         (Mode::Status("contraindicated"), "token-status-contraindicated"),
         (Mode::Rejected, "as-rejected"),
-        (Mode::NoPolicy, "as-error"),
+        (Mode::NoPolicy, "as-policy"),
         (Mode::Unavailable, "as-unreachable"),
         (Mode::Garbage, "as-no-token"),
         (Mode::Html, "as-garbage"),
@@ -151,10 +151,10 @@ async fn the_openanolis_dialect_is_understood_in_each_protocol() {
             }
             let wrong = Evidence { tee: "tdx".into(), ..evidence.clone() };
             let error = super::verifier(&at(&[&service])).appraise(&wrong, &bound).await.unwrap_err();
-            assert_eq!(error.reason(), "as-error", "{error}");
+            assert_eq!(error.reason(), "as-tee", "{error}");
             let other = Evidence { evidence: br#"{"svn":"1","report_data":""}"#.to_vec(), ..evidence };
             let error = super::verifier(&at(&[&service])).appraise(&other, &bound).await.unwrap_err();
-            assert_eq!(error.reason(), "as-rejected", "{error}");
+            assert_eq!(error.reason(), "as-binding", "{error}");
         }
     }
     // Upstream spells Azure's TEEs with separators over REST.

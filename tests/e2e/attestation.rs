@@ -113,7 +113,7 @@ fn agent_and_service_decide_and_each_of_their_bad_days_is_a_refusal_with_its_rea
     drop(aa);
     refused(&world, &egress, "aa-unreachable");
     let aa = agent(&world.server, &socket, "other-key");
-    refused(&world, &ingress, "as-rejected");
+    refused(&world, &ingress, "as-binding");
     drop(aa);
     let _aa = agent(&world.server, &socket, "good");
     accepted(&world, [&ingress, &egress]);

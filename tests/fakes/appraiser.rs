@@ -255,8 +255,10 @@ pub struct Device {
 /// Why there is no token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// The evidence is not what it says it is.
+    /// The evidence is bound to something else.
     Evidence,
+    /// The evidence is not what the verifier wants.
+    Rejected,
     /// The policy is not there.
     Policy,
     /// Something in the request is wrong.
@@ -279,7 +281,7 @@ fn bound(evidence: &str, claims: &Value, hash: &str) -> Result<Value, Refusal> {
 /// Appraises as `mode` says.
 pub fn appraise(mode: Mode, signer: &Signer, asked: &Asked, compact: bool) -> Result<String, Refusal> {
     match mode {
-        Mode::Rejected => return Err(Refusal::Evidence),
+        Mode::Rejected => return Err(Refusal::Rejected),
         Mode::NoPolicy => return Err(Refusal::Policy),
         _ => {}
     }

@@ -252,6 +252,13 @@ fn evaluate(mode: Mode, shared: &Shared, data: &[u8]) -> Result<Vec<u8>, (u16, S
     match appraise(mode, &shared.signer, &asked, true) {
         Ok(attestation_token) => Ok(AttestationResponse { attestation_token }.encode_to_vec()),
         Err(Refusal::Evidence) => Err((ABORTED, recorded("grpc-sample-ERR-tampered.error.txt"))),
+        Err(Refusal::Rejected) => Err((
+            ABORTED,
+            // The recorded words of the SEV-SNP verifier, in the frame of the recorded gRPC errors.
+            "Attestation evaluation failed: \n0: Verifier evaluate failed: Attestation Report version is too old. \
+             Please update your firmware."
+                .into(),
+        )),
         Err(Refusal::Policy) => Err((ABORTED, recorded("grpc-sample-ERR-policy.error.txt"))),
         Err(Refusal::Request(tee)) => {
             let text = recorded("grpc-sample-plus-device.error.txt").replace("sampledevice", &tee);
