@@ -165,6 +165,36 @@ async fn the_openanolis_dialect_is_understood_in_each_protocol() {
     assert_eq!(upstream.requests(), 1);
 }
 
+#[tokio::test]
+async fn devices_are_appraised_with_their_tee_where_the_protocol_has_them() {
+    for (serves, tee, expected) in [
+        (Serves::Rest, "sampledevice", "ok"),
+        (Serves::Rest, "nvidia", "as-tee"),
+        (Serves::GrpcAlone, "nvidia", "ok"),
+        (Serves::GrpcAlone, "sampledevice", "as-tee"),
+    ] {
+        let service = start(AFFIRMING, serves).await;
+        let bound = RuntimeData::for_key(b"a key");
+        let device = String::from_utf8(SampleAttester.evidence(&bound).await.unwrap().evidence).unwrap();
+        let text = format!(r#"{{"{tee}":{device}}}"#).into_bytes();
+        let evidence = SampleAttester.evidence(&bound.with_devices(&text)).await.unwrap();
+        let outcome = verifier(&at(&[&service]))
+            .appraise(&Evidence { additional: Some(text.clone()), ..evidence.clone() }, &bound)
+            .await;
+        assert_eq!(outcome.as_ref().map_or_else(|e| e.reason(), |_| "ok"), expected, "{serves:?} {tee}: {outcome:?}");
+        let Ok(verdict) = outcome else { continue };
+        assert_eq!(verdict.devices, [tee]);
+        // Evidence over anything else than the key is the device of somebody else.
+        let other = RuntimeData::for_key(b"another");
+        let device = String::from_utf8(SampleAttester.evidence(&other).await.unwrap().evidence).unwrap();
+        let text = format!(r#"{{"{tee}":{device}}}"#).into_bytes();
+        let evidence = SampleAttester.evidence(&bound.with_devices(&text)).await.unwrap();
+        let evidence = Evidence { additional: Some(text), ..evidence };
+        let refused = verifier(&at(&[&service])).appraise(&evidence, &bound).await.unwrap_err();
+        assert_eq!(refused.reason(), "as-binding", "{serves:?} {tee}");
+    }
+}
+
 /// A server's TLS for 127.0.0.1, and the PEM file that vouches for it.
 fn tls(dir: &std::path::Path, alpn: &[&str]) -> (TlsAcceptor, std::path::PathBuf) {
     let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();

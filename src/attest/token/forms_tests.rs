@@ -236,6 +236,19 @@ fn simple_tokens_are_read() {
 }
 
 #[test]
+fn a_clock_that_is_an_hour_off_ends_in_the_direction_s_reason() {
+    let signer = Signer::ec();
+    let made = |at: u64| {
+        let mut claims = ear(json!({ "cpu0": dotted("tdx") }));
+        (claims["iat"], claims["exp"]) = (at.into(), (at + 300).into());
+        slug(&signer, &claims)
+    };
+    assert_eq!(made(NOW - 3600), "token-expired");
+    assert_eq!(made(NOW + 3600), "token-from-future");
+    assert_eq!((made(NOW - 299), made(NOW + 60)), ("ok", "ok"));
+}
+
+#[test]
 fn a_key_signs_with_its_own_algorithm_alone() {
     let (ec, rsa) = (Signer::ec(), Signer::rsa());
     let anchors = set(&[ec.jwk(), rsa.jwk()]);
