@@ -177,10 +177,10 @@ async fn a_peer_without_evidence_is_taken_by_who_asks_for_none() {
 
 #[tokio::test]
 async fn another_application_protocol_or_none_is_refused() {
-    for alpn in [&b"http/1.1"[..], b"", b"h2"] {
+    for (alpn, expected) in [(&b"http/1.1"[..], "tls-alpn"), (b"", "tls-alpn"), (b"h2", "ok"), (b"rats-tls", "ok")] {
         let key = new_key();
         let evidence = evidence_for(&key).await;
-        assert_eq!(shown(now_valid(), key, Some(evidence), alpn).await, "tls-alpn");
+        assert_eq!(shown(now_valid(), key, Some(evidence), alpn).await, expected);
     }
 }
 
