@@ -94,7 +94,7 @@ async fn each_failing_service_has_its_reason() {
         (As::Status("contraindicated"), "token-status-contraindicated"),
         (As::Rejected, "as-rejected"),
         (As::BadRequest, "as-error"),
-        (As::NoPolicy, "as-error"),
+        (As::NoPolicy, "as-policy"),
         (As::Garbage, "as-no-token"),
         (As::Html, "as-no-token"),
         (As::NotHttp, "as-garbage"),

@@ -237,7 +237,7 @@ async fn device_evidence_that_is_wanted_and_missing_or_unbound_lets_nobody_in() 
     }
     agent.set(Aa::UnboundDevice);
     let with = Attest { additional_evidence: true, ..attest_aa(&agent.socket) };
-    assert_eq!(outcome(verify_as(&service), with).await.unwrap_err(), "as-rejected");
+    assert_eq!(outcome(verify_as(&service), with).await.unwrap_err(), "as-binding");
 }
 
 #[tokio::test]

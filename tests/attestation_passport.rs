@@ -130,7 +130,7 @@ async fn an_attester_without_a_token_says_why_and_shows_nothing() {
     let service = FakeAs::start("127.0.0.1:0", AFFIRMING).await;
     for (mode, wanted) in [
         (As::Rejected, "as-rejected"),
-        (As::NoPolicy, "as-error"),
+        (As::NoPolicy, "as-policy"),
         (As::Html, "as-no-token"),
         (As::Silent, "as-timeout"),
         (As::Stalls, "as-stalled"),

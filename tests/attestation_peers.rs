@@ -48,9 +48,19 @@ fn now_valid() -> CertificateParams {
 }
 
 /// What a verifying client makes of a server that shows a certificate with this extension.
-async fn shown(mut params: CertificateParams, key: KeyPair, extension: Option<Vec<u8>>, alpn: &[u8]) -> &'static str {
-    params.custom_extensions =
-        extension.map(|e| CustomExtension::from_oid_content(EVIDENCE_OID, e)).into_iter().collect();
+async fn shown(params: CertificateParams, key: KeyPair, extension: Option<Vec<u8>>, alpn: &[u8]) -> &'static str {
+    shown_to(&verifier(), params, key, extension, alpn).await
+}
+
+/// The same of another client.
+async fn shown_to(
+    client: &EndpointTls,
+    mut params: CertificateParams,
+    key: KeyPair,
+    extension: Option<Vec<u8>>,
+    alpn: &[u8],
+) -> &'static str {
+    params.custom_extensions.extend(extension.map(|e| CustomExtension::from_oid_content(EVIDENCE_OID, e)));
     let der = params.self_signed(&key).unwrap().der().clone();
     let signer = any_ecdsa_type(&PrivatePkcs8KeyDer::from(key.serialize_der()).into()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -66,7 +76,7 @@ async fn shown(mut params: CertificateParams, key: KeyPair, extension: Option<Ve
             let _ = stream.read(&mut [0]).await;
         }
     });
-    let outcome = verifier().connect(c, None).await;
+    let outcome = client.connect(c, None).await;
     let reason = outcome.as_ref().map_or_else(|e| e.reason(), |_| "ok");
     drop(outcome);
     server.await.unwrap();
@@ -107,12 +117,70 @@ async fn certificates_are_refused_each_with_its_reason() {
     }
 }
 
+/// The certificate of TNG 2.8: serial 42, its names, six hours, and an endorsement extension without content.
+#[tokio::test]
+async fn a_certificate_in_tngs_form_is_appraised() {
+    let named = |name: &str| {
+        let mut params = now_valid();
+        params.serial_number = Some(42u64.into());
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, "Inclavare Containers");
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params
+    };
+    let form = || {
+        let mut params = named("TNG");
+        params.not_after = (std::time::SystemTime::now() + Duration::from_secs(6 * 3600)).into();
+        params.is_ca = rcgen::IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        params.custom_extensions = vec![CustomExtension::from_oid_content(&[2, 23, 133, 5, 4, 2], vec![])];
+        params
+    };
+    let key = new_key();
+    let good = evidence_for(&key).await;
+    assert_eq!(shown(form(), key, Some(good), b"rats-tls").await, "ok");
+    // An operator's own claims stand beside the key's.
+    let key = new_key();
+    let bound = RuntimeData::for_key(&key.subject_public_key_info());
+    let mut more = bound.object().clone();
+    more.insert("a-claim".into(), "of the operator".into());
+    let text = serde_json::Value::Object(more).to_string();
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA384, text.as_bytes());
+    let report = base64::prelude::Engine::encode(&base64::prelude::BASE64_STANDARD, digest);
+    let evidence = tng::attest::Evidence {
+        tee: "sample".into(),
+        evidence: format!(r#"{{"report_data":"{report}","svn":"1"}}"#).into_bytes(),
+        additional: None,
+        runtime_data: text,
+    };
+    assert_eq!(shown(form(), key, Some(evidence.to_extension()), b"rats-tls").await, "ok");
+    assert_eq!(shown(form(), new_key(), None, b"rats-tls").await, "peer-no-evidence");
+}
+
+/// A side of TNG 2.8 that does not attest shows the certificate of a CA that everybody has.
+#[tokio::test]
+async fn a_peer_without_evidence_is_taken_by_who_asks_for_none() {
+    let form = || {
+        let mut params = now_valid();
+        params.not_before = rcgen::date_time_ymd(2024, 6, 12);
+        params.not_after = rcgen::date_time_ymd(3023, 10, 14);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "TNG Dummy Cert");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params
+    };
+    for asks_for_none in [ra(Some(attest_sample()), None), ra(None, None)] {
+        let client = endpoint(asks_for_none);
+        assert_eq!(shown_to(&client, form(), new_key(), None, b"rats-tls").await, "ok");
+    }
+    assert_eq!(shown(form(), new_key(), None, b"rats-tls").await, "peer-no-evidence");
+}
+
 #[tokio::test]
 async fn another_application_protocol_or_none_is_refused() {
-    for alpn in [&b"http/1.1"[..], b"", b"h2"] {
+    for (alpn, expected) in [(&b"http/1.1"[..], "tls-alpn"), (b"", "tls-alpn"), (b"h2", "ok"), (b"rats-tls", "ok")] {
         let key = new_key();
         let evidence = evidence_for(&key).await;
-        assert_eq!(shown(now_valid(), key, Some(evidence), alpn).await, "tls-alpn");
+        assert_eq!(shown(now_valid(), key, Some(evidence), alpn).await, expected);
     }
 }
 

@@ -166,3 +166,57 @@ fn the_pages_name_each_other() {
         }
     }
 }
+
+/// The test functions that a table of docs/ names, as file and function.
+fn shown(row: &str) -> Vec<(String, String)> {
+    let quoted = row.split('`').skip(1).step_by(2);
+    quoted.filter_map(|q| q.split_once("::")).map(|(file, name)| (file.to_owned(), name.to_owned())).collect()
+}
+
+fn rows(page: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(root().join("docs").join(page)).expect(page);
+    text.lines().filter(|l| l.starts_with("| ") && l.contains('`')).map(str::to_owned).collect()
+}
+
+fn assert_exists(row: &str, tests: &[(String, String)]) -> String {
+    let mut all = String::new();
+    for (file, name) in tests {
+        let text = std::fs::read_to_string(root().join(file)).unwrap_or_else(|e| panic!("{file}: {e}: {row}"));
+        assert!(text.contains(&format!("fn {name}(")), "{file} has no {name}: {row}");
+        all.push_str(&text);
+    }
+    all
+}
+
+#[test]
+fn bad_input_ends_in_explained_reasons_that_the_named_tests_show() {
+    let manual: BTreeSet<String> = explained().into_iter().collect();
+    let (mut reasons, mut parsers) = (0, 0);
+    for row in rows("bad-input.md") {
+        let tests = shown(&row);
+        assert!(!tests.is_empty(), "no test: {row}");
+        let text = assert_exists(&row, &tests);
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        match cells[..] {
+            [_, reason, _] => {
+                reasons += 1;
+                let reason = reason.trim_matches('`');
+                assert!(manual.contains(reason), "{reason} is not explained: {row}");
+                assert!(text.contains(&format!("\"{reason}\"")), "not shown: {row}");
+            }
+            _ => parsers += 1,
+        }
+    }
+    assert!(reasons > 40 && parsers > 10, "{reasons} {parsers}");
+}
+
+#[test]
+fn what_interoperates_is_shown_by_the_named_tests() {
+    let mut named = 0;
+    for row in rows("interop.md") {
+        let tests = shown(&row);
+        assert_exists(&row, &tests);
+        named += tests.len();
+    }
+    assert!(named > 20, "{named}");
+}

@@ -1,4 +1,5 @@
-//! The egress as an HTTP/2 CONNECT server, driven by an HTTP/2 client as TNG's multiplex is.
+//! The egress as an HTTP/2 CONNECT server, driven by an HTTP/2 client as TNG's multiplex is; and the ingress as such a
+//! client.
 
 mod common;
 
@@ -9,6 +10,7 @@ use common::*;
 use h2::Reason;
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode};
+use tng::daemon::DataPlane;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -198,4 +200,97 @@ async fn an_idle_client_that_ignores_goaway_is_cut_off() {
     let mut frames = Vec::new();
     let _ = timeout(Duration::from_secs(10), tunnel.read_to_end(&mut frames)).await.expect("it is never cut off");
     eventually("the place is free", || egress.open_connections() == 0).await;
+}
+
+/// An ingress whose peer at `tunnel` takes nothing but h2.
+fn ingress(
+    tls: &std::sync::Arc<PlainTls>,
+    tunnel: std::net::SocketAddr,
+) -> (std::sync::Arc<DataPlane>, std::net::SocketAddr) {
+    let (inn, listener) = mapping("in", tng::config::Side::Ingress, tunnel, limits());
+    let entry = listener.local;
+    (start(tls, vec![inn], vec![listener]), entry)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ingress_reaches_a_service_through_a_multiplexing_egress() {
+    let tls = PlainTls::new(&["h2"]);
+    let (out, listener) = mapping("out", tng::config::Side::Egress, echo().await, limits());
+    let (plane, entry) = ingress(&tls, listener.local);
+    let egress = start(&tls, vec![out], vec![listener]);
+    // More than every window and buffer on the way.
+    let sent: Vec<u8> = (0..3 << 20).map(|n: u32| (n % 251) as u8).collect();
+    for _ in 0..2 {
+        let (mut reader, mut writer) = TcpStream::connect(entry).await.expect("connect").into_split();
+        let wanted = sent.clone();
+        let write = tokio::spawn(async move {
+            writer.write_all(&wanted).await.expect("write");
+            writer.shutdown().await.expect("half-close");
+        });
+        let mut got = Vec::new();
+        timeout(Duration::from_secs(20), reader.read_to_end(&mut got)).await.expect("in time").expect("read");
+        assert!(got == sent, "{} of {} bytes", got.len(), sent.len());
+        write.await.expect("writer");
+    }
+    eventually("their records", || ended(&plane, "closed") == 2).await;
+    eventually("streams and carriers", || ended(&egress, "closed") == 4).await;
+    assert_eq!((plane.open_connections(), egress.open_connections()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_refuses_behind_a_multiplexing_egress_is_a_reset() {
+    let tls = PlainTls::new(&["h2"]);
+    let (out, listener) = mapping("out", tng::config::Side::Egress, closed_port().await, limits());
+    let (plane, entry) = ingress(&tls, listener.local);
+    let _egress = start(&tls, vec![out], vec![listener]);
+    let mut client = TcpStream::connect(entry).await.expect("connect");
+    let error = timeout(Duration::from_secs(10), client.read(&mut [0])).await.expect("in time").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    eventually("its record", || ended(&plane, "http2-error") == 1).await;
+}
+
+/// As TNG 2.8's egress: what it is asked, how it answers, and what becomes of a stream that it cuts off.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ingress_asks_a_multiplexing_egress_as_tng_does() {
+    let tls = PlainTls::new(&["h2"]);
+    let (listener, tunnel) = listen().await;
+    let (plane, entry) = ingress(&tls, tunnel);
+    let acceptor = tls.clone();
+    let peer = tokio::spawn(async move {
+        for status in [StatusCode::OK, StatusCode::BAD_REQUEST, StatusCode::OK] {
+            let (tcp, _) = listener.accept().await.expect("accept");
+            let stream = acceptor.take(tcp).await.expect("tls");
+            let mut connection = h2::server::handshake(stream).await.expect("http/2");
+            let (request, mut respond) = connection.accept().await.expect("a stream").expect("a request");
+            let (head, mut body) = request.into_parts();
+            assert_eq!((head.method, head.uri.to_string()), (Method::CONNECT, "tng.internal".to_owned()));
+            assert!(head.headers.is_empty(), "{:?}", head.headers);
+            let answer = http::Response::builder().status(status).body(()).expect("answer");
+            let mut send = respond.send_response(answer, status != StatusCode::OK).expect("answered");
+            if status != StatusCode::OK {
+                let _ = timeout(Duration::from_secs(10), connection.accept()).await;
+                continue;
+            }
+            send.send_data(Bytes::from_static(b"hello"), false).expect("data");
+            // Until the client has said something; then the connection just ends, in the middle of the stream.
+            let said = async { body.data().await.expect("data").expect("bytes") };
+            tokio::select! {
+                said = said => assert_eq!(&said[..], b"hi"),
+                other = connection.accept() => assert!(other.is_none(), "another stream"),
+            }
+        }
+    });
+    for cut_off in [true, false] {
+        let mut client = TcpStream::connect(entry).await.expect("connect");
+        let mut got = Vec::new();
+        if cut_off {
+            let mut hello = [0; 5];
+            timeout(Duration::from_secs(10), client.read_exact(&mut hello)).await.expect("in time").expect("hello");
+            client.write_all(b"hi").await.expect("write");
+        }
+        let end = timeout(Duration::from_secs(10), client.read_to_end(&mut got)).await.expect("in time");
+        assert!(end.is_err(), "a cut-off answer must not look complete");
+    }
+    eventually("the refused stream's record", || ended(&plane, "stream-refused") == 1).await;
+    peer.abort();
 }

@@ -9,18 +9,12 @@ use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate, X509Version};
 
-use super::jwk::{Jwk, MAX_CHAIN};
+use super::jwk::{Jwk, Key, MAX_CHAIN};
 use super::x509::signed_by;
 use crate::config::{JwksSource, TrustedSigners};
 
 /// Keys taken from one set.
 const MAX_KEYS: usize = 64;
-/// DER of a SubjectPublicKeyInfo up to its P-256 point (RFC 5480).
-const SPKI_HEAD: [u8; 26] = [
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
-    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
-];
-
 /// Trust anchors: certificates, keys of a key set, and hashes of keys.
 #[derive(Debug, Clone, Default)]
 pub struct Anchors {
@@ -34,7 +28,7 @@ pub struct Anchors {
 #[derive(Debug, Clone)]
 struct Known {
     kid: Option<String>,
-    point: [u8; 65],
+    key: Key,
 }
 
 impl Anchors {
@@ -54,7 +48,7 @@ impl Anchors {
             let at = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
             let text = std::fs::read(file).map_err(|e| at(&e))?;
             let found = Self::from_jwks(&text, format!("key set {}", file.display()));
-            all.add(found.ok_or_else(|| at(&"holds no P-256 key"))?);
+            all.add(found.ok_or_else(|| at(&"holds no P-256 and no RSA key"))?);
         }
         Ok((!all.origin.is_empty()).then_some(all))
     }
@@ -99,8 +93,9 @@ impl Anchors {
             .keys
             .into_iter()
             .filter_map(|k| {
-                let jwk = serde_json::from_value::<Jwk>(k).ok().filter(Jwk::is_for_es256)?;
-                Some(Known { point: jwk.point()?, kid: jwk.kid })
+                let jwk = serde_json::from_value::<Jwk>(k).ok()?;
+                let key = jwk.key().filter(|key| jwk.is_for(key.algorithm()))?;
+                Some(Known { key, kid: jwk.kid })
             })
             .take(MAX_KEYS)
             .collect();
@@ -129,38 +124,37 @@ impl Anchors {
     }
 
     /// The key of the set that goes by this name. A name that two keys share names none.
-    pub fn key(&self, kid: &str) -> Option<[u8; 65]> {
+    pub fn key(&self, kid: &str) -> Option<&Key> {
         let mut named = self.keys.iter().filter(|k| k.kid.as_deref() == Some(kid));
         let first = named.next()?;
-        named.all(|k| k.point == first.point).then_some(first.point)
+        named.all(|k| k.key == first.key).then_some(&first.key)
     }
 
-    /// Whether `jwk` is trusted at `now`: a pinned key, one of the set, or that of a chain that ends in an anchor.
-    pub fn trust(&self, jwk: &Jwk, now: SystemTime) -> Result<(), &'static str> {
-        let point = jwk.point().ok_or("not a P-256 key")?;
-        if self.keys.iter().any(|k| k.point == point) || self.is_pinned(&point) {
+    /// The keys of the set, at most 64.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.keys.iter().map(|k| &k.key).take(MAX_KEYS)
+    }
+
+    /// Whether `key`, which `jwk` brings, is trusted at `now`: a pinned key, one of the set, or that of a chain that
+    /// ends in an anchor.
+    pub fn trust(&self, jwk: &Jwk, key: &Key, now: SystemTime) -> Result<(), &'static str> {
+        if self.keys.iter().any(|k| k.key == *key) || self.is_pinned(key) {
             return Ok(());
         }
         let chain = jwk.chain().ok_or("x5c cannot be read")?;
-        let parse = |der: &'_ Vec<u8>| -> Option<_> {
-            X509Certificate::from_der(der).ok().map(|(_, c)| c.validity().is_valid_at(at(now)))
-        };
         let leaf_der = chain.first().ok_or("no x5c and not a known key")?;
         let (_, leaf) = X509Certificate::from_der(leaf_der).map_err(|_| "malformed certificate in x5c")?;
-        if leaf.public_key().subject_public_key.data.as_ref() != point {
+        if leaf.public_key().subject_public_key.data.as_ref() != key.bits() {
             return Err("the leaf of x5c is another key's");
         }
         if self.certificates.contains(leaf_der) {
-            return if parse(leaf_der) == Some(true) { Ok(()) } else { Err("signer certificate expired") };
+            return if leaf.validity().is_valid_at(at(now)) { Ok(()) } else { Err("signer certificate expired") };
         }
         self.walk(leaf, &chain[1..], now)
     }
 
-    fn is_pinned(&self, point: &[u8; 65]) -> bool {
-        if self.pins.is_empty() {
-            return false;
-        }
-        let hash = digest::digest(&digest::SHA256, &[&SPKI_HEAD[..], point].concat());
+    fn is_pinned(&self, key: &Key) -> bool {
+        let hash = digest::digest(&digest::SHA256, key.spki());
         self.pins.iter().any(|pin| pin == hash.as_ref())
     }
 
@@ -270,19 +264,19 @@ mod tests {
         let middle = middle_params.signed_by(&keys[1], &Issuer::from_params(&root_params, &keys[0])).unwrap();
         let leaf =
             params("leaf", leaf_is_ca).signed_by(&keys[2], &Issuer::from_params(&middle_params, &keys[1])).unwrap();
-        let point = keys[2].public_key_raw();
-        let jwk = Jwk {
-            kty: "EC".into(),
-            crv: "P-256".into(),
-            x: BASE64_URL_SAFE_NO_PAD.encode(&point[1..33]),
-            y: BASE64_URL_SAFE_NO_PAD.encode(&point[33..]),
-            kid: None,
-            alg: None,
-            // One in each alphabet.
-            x5c: vec![BASE64_URL_SAFE_NO_PAD.encode(leaf.der()), BASE64_STANDARD.encode(middle.der())],
-        };
+        let mut jwk = jwk_of(&keys[2], None);
+        // One in each alphabet.
+        jwk["x5c"] =
+            serde_json::json!([BASE64_URL_SAFE_NO_PAD.encode(leaf.der()), BASE64_STANDARD.encode(middle.der())]);
         let certificates = if trusted { vec![root.der().to_vec()] } else { vec![] };
-        Anchors { certificates, ..Anchors::default() }.trust(&jwk, SystemTime::now())
+        Anchors { certificates, ..Anchors::default() }.judged(jwk)
+    }
+
+    impl Anchors {
+        fn judged(&self, jwk: serde_json::Value) -> Result<(), &'static str> {
+            let jwk: Jwk = serde_json::from_value(jwk).unwrap();
+            self.trust(&jwk, &jwk.key().unwrap(), SystemTime::now())
+        }
     }
 
     #[test]
@@ -306,7 +300,7 @@ mod tests {
         let pin = crate::config::KeyPin(hash.as_ref().try_into().unwrap());
         let trusted = TrustedSigners { keys: vec![pin], ..TrustedSigners::default() };
         let anchors = Anchors::named(&trusted).unwrap().unwrap();
-        let judge = |k| anchors.trust(&serde_json::from_value(jwk_of(k, None)).unwrap(), SystemTime::now());
+        let judge = |k| anchors.judged(jwk_of(k, None));
         assert_eq!(judge(&key), Ok(()));
         assert_eq!(judge(&other), Err("no x5c and not a known key"));
         assert!(anchors.origin().starts_with("pinned key "), "{}", anchors.origin());
@@ -319,10 +313,11 @@ mod tests {
             Anchors::from_jwks(serde_json::json!({ "keys": keys }).to_string().as_bytes(), "set".into())
         };
         let anchors = set(&[jwk_of(&one, Some("a")), jwk_of(&two, Some("b"))]).unwrap();
-        assert_eq!(anchors.key("a").unwrap()[..], *one.public_key_raw());
+        assert_eq!(anchors.key("a").unwrap().bits(), one.public_key_raw());
         assert_eq!(anchors.key("c"), None);
         let shared = set(&[jwk_of(&one, Some("a")), jwk_of(&two, Some("a"))]).unwrap();
         assert_eq!(shared.key("a"), None);
+        assert_eq!(shared.keys().count(), 2);
         let mut rsa = jwk_of(&one, Some("a"));
         rsa["alg"] = "RS256".into();
         assert!(set(&[rsa]).is_none());

@@ -192,6 +192,23 @@ impl Attester for AsrAttester {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attest::changes::{CASES, change, changed};
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(CASES))]
+
+        #[test]
+        fn no_changed_evidence_panics(change in change(), at: u16, which: u8) {
+            let good = json!({ "quote": BASE64_STANDARD.encode([7; 48]), "list": [1, 2, 255], "in": { "x": ["a"] } });
+            for bad in [change.of(good.to_string().as_bytes()), changed(&good, at, which).to_string().into_bytes()] {
+                let _ = holds(&bad, b"text");
+                let AttestError::AaError { message, .. } = refused(StatusCode::BAD_GATEWAY, &bad) else { panic!() };
+                prop_assert!(message.chars().count() <= MAX_TEXT && !message.contains(char::is_control));
+            }
+        }
+    }
 
     #[test]
     fn evidence_over_the_text_of_the_runtime_data_is_recognised() {

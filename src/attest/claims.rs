@@ -36,12 +36,12 @@ pub fn printable(value: &Value) -> BTreeMap<String, String> {
 
 /// Claims of a token's submodule: those of its TEE, and what the policy made of them (AR4SI's trustworthiness vector,
 /// draft-ietf-rats-ar4si, section 2.3) as `ar4si.NAME`, which no claim of the TEE can take the place of.
-pub fn of_submod(submod: Option<&Value>, tee: Option<&Value>) -> BTreeMap<String, String> {
-    let mut out = tee.map(printable).unwrap_or_default();
+pub fn with_vector(tee: &Value, vector: Option<&Value>) -> BTreeMap<String, String> {
+    let mut out = printable(tee);
     out.retain(|name, _| !name.starts_with(VECTOR));
-    let vector = submod.and_then(|s| s.get("ear.trustworthiness-vector"));
     for name in VECTOR_NAMES {
-        if let Some(value) = vector.and_then(|v| v.get(name)).and_then(Value::as_i64) {
+        let value = vector.and_then(|v| v.get(name).or_else(|| v.get(name.replace('-', "_"))));
+        if let Some(value) = value.and_then(Value::as_i64) {
             out.insert(format!("{VECTOR}{name}"), format!("{} ({value})", tier(value)));
         }
     }
@@ -116,7 +116,7 @@ mod tests {
             },
         });
         let tee = json!({ "launch_digest": "abcde", "ar4si": { "hardware": "affirming (3)", "sourced-data": "2" } });
-        let claims = of_submod(Some(&submod), Some(&tee));
+        let claims = with_vector(&tee, submod.get("ear.trustworthiness-vector"));
         let shown: Vec<_> = claims.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         let wanted = [
             ("ar4si.configuration", "contraindicated (-128)"),

@@ -106,6 +106,7 @@ fn without(mut runtime_data: Map<String, Value>) -> Map<String, Value> {
 mod tests {
     use super::*;
     use crate::attest::RuntimeData;
+    use crate::attest::changes::{CASES, change, changed};
     use proptest::prelude::*;
 
     const ONE: &str = r#"{"sampledevice":{"report_data":"AQI=","svn":"2"}}"#;
@@ -150,6 +151,22 @@ mod tests {
             assert!(Devices::parse(bad.as_bytes()).is_err(), "{bad}");
         }
         assert!(Devices::parse(&[0xff, 0xfe]).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(CASES))]
+
+        #[test]
+        fn no_changed_devices_panic(change in change(), at: u16, which: u8) {
+            let bytes = change.of(ONE.as_bytes());
+            let other = changed(&serde_json::from_str(ONE).unwrap(), at, which).to_string();
+            for bytes in [&bytes[..], other.as_bytes()] {
+                if let Ok(devices) = Devices::parse(bytes) {
+                    prop_assert!((1..=MAX_DEVICES).contains(&devices.each().count()));
+                    prop_assert!(devices.each().all(|(tee, _)| is_tee_name(tee)));
+                }
+            }
+        }
     }
 
     proptest! {

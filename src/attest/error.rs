@@ -120,6 +120,25 @@ pub enum VerifyError {
     /// The attestation service refused the evidence.
     #[error("attestation service refused the evidence: {0}")]
     AsRejected(String),
+    /// The attestation service found the evidence bound to other runtime data.
+    #[error("attestation service found the evidence bound to something else: {0}")]
+    AsBinding(String),
+    /// The attestation service has no policy of a configured name.
+    #[error("attestation service lacks a policy of policy_ids, it answered {status}: {text}")]
+    AsPolicy {
+        /// Its status.
+        status: AsStatus,
+        /// First line or so of the text.
+        text: String,
+    },
+    /// The attestation service does not appraise this TEE.
+    #[error("attestation service does not appraise this TEE, it answered {status}: {text}")]
+    AsTee {
+        /// Its status.
+        status: AsStatus,
+        /// First line or so of the text.
+        text: String,
+    },
     /// The attestation service answered with an error.
     #[error("attestation service answered {status}: {text}")]
     AsError {
@@ -192,8 +211,8 @@ pub enum VerifyError {
     /// The token is not an EAR as CoCo makes it.
     #[error("token malformed: {0}")]
     TokenMalformed(&'static str),
-    /// The token is not signed with ES256.
-    #[error("token algorithm is not ES256")]
+    /// The token is signed in a way that its key does not.
+    #[error("token algorithm is not that of its key: ES256 for P-256, RS384 for RSA")]
     TokenAlg,
     /// The appraisal in process refused it, or could not be made.
     #[error("{0}")]
@@ -234,6 +253,7 @@ impl VerifyError {
                 | Self::Malformed(_)
                 | Self::Devices(_)
                 | Self::AsRejected(_)
+                | Self::AsBinding(_)
                 | Self::TokenRuntimeData
                 | Self::TokenStatusNone(_)
                 | Self::TokenStatusWarning(_)
@@ -273,6 +293,9 @@ impl VerifyError {
             Self::AsTls(_) => "as-tls",
             Self::AsTimeout => "as-timeout",
             Self::AsRejected(_) => "as-rejected",
+            Self::AsBinding(_) => "as-binding",
+            Self::AsPolicy { .. } => "as-policy",
+            Self::AsTee { .. } => "as-tee",
             Self::AsError { .. } => "as-error",
             Self::AsStalled => "as-stalled",
             Self::AsGarbage(_) => "as-garbage",

@@ -3,6 +3,8 @@
 use ciborium::Value;
 use serde_json::Map;
 
+use super::tee_names;
+
 /// OID 2.23.133.5.4.9, TCG DICE tagged evidence.
 pub const EVIDENCE_OID: &[u64] = &[2, 23, 133, 5, 4, 9];
 
@@ -108,7 +110,7 @@ impl Evidence {
     /// Value of the certificate extension.
     pub fn to_extension(&self) -> Vec<u8> {
         let inner = map_bytes(vec![
-            ("tee_type", Value::Text(self.tee.clone())),
+            ("tee_type", Value::Text(tee_names::of_certificate(&self.tee).to_owned())),
             ("aa_evidence", Value::Bytes(self.evidence.clone())),
             ("aa_additional_evidence", self.additional.clone().map_or(Value::Null, Value::Bytes)),
             ("aa_runtime_data", Value::Text(self.runtime_data.clone())),
@@ -179,6 +181,7 @@ impl Evidence {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attest::changes::{CASES, change};
     use proptest::prelude::*;
 
     fn example() -> Evidence {
@@ -198,6 +201,24 @@ mod tests {
         assert_eq!(Evidence::from_extension(&bytes), Ok(example()));
         let more = Evidence { additional: Some(vec![9]), ..example() };
         assert_eq!(Evidence::from_extension(&more.to_extension()), Ok(more));
+    }
+
+    /// The CBOR map with the text of `tee_type` as TNG 2.8 spells it: what stands before and after it is the same.
+    #[test]
+    fn a_tee_with_two_spellings_is_written_as_tng_reads_it_and_read_in_both() {
+        let azure = |tee: &str| Evidence { tee: tee.into(), ..example() };
+        let wire = azure("az-snp-vtpm").to_extension();
+        // A text of 8 bytes, one of 9.
+        let head = [&[0x68][..], b"tee_type", &[0x69], b"azsnpvtpm"].concat();
+        assert!(wire.windows(head.len()).any(|w| w == head), "{wire:02x?}");
+        assert_eq!(Evidence::from_extension(&wire), Ok(azure("azsnpvtpm")));
+        let long = [&[0x68][..], b"tee_type", &[0x6b], b"az-snp-vtpm"].concat();
+        let at = wire.windows(head.len()).position(|w| w == head).unwrap();
+        let mut other = [&wire[..at], &long, &wire[at + head.len()..]].concat();
+        // Two bytes more in the byte string around the map.
+        assert_eq!(other[6], 0x58);
+        other[7] += 2;
+        assert_eq!(Evidence::from_extension(&other), Ok(azure("az-snp-vtpm")));
     }
 
     #[test]
@@ -227,13 +248,23 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(CASES))]
+
         #[test]
-        fn no_input_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn no_input_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = Evidence::from_extension(&bytes);
             let mut tagged = vec![0xda, 0, 0xc0, 0xc0, 0, 0x82, 0x58, bytes.len() as u8];
             tagged.extend(&bytes);
             tagged.push(0x40);
             let _ = Evidence::from_extension(&tagged);
+        }
+
+        #[test]
+        fn what_is_read_from_a_changed_extension_is_written_and_read_the_same(change in change()) {
+            let good = Evidence { additional: Some(vec![9; 3]), ..example() }.to_extension();
+            if let Ok(read) = Evidence::from_extension(&change.of(&good)) {
+                prop_assert_eq!(Evidence::from_extension(&read.to_extension()), Ok(read));
+            }
         }
     }
 }

@@ -7,6 +7,8 @@ mod asr;
 mod binding;
 pub mod builtin;
 mod cache;
+#[cfg(test)]
+mod changes;
 mod claims;
 mod clock;
 mod credential;
@@ -20,6 +22,7 @@ mod passport;
 pub mod rego;
 mod sample;
 mod service;
+mod tee_names;
 mod token;
 pub mod tpm;
 mod ttrpc;

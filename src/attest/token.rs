@@ -1,22 +1,29 @@
-//! The token of an attestation service: an EAR (draft-fv-rats-ear) in a JWT, as CoCo's trustee signs it.
+//! The token of an attestation service, a JWT (RFC 7519): an EAR as CoCo's trustee signs it, or the `Simple` token of
+//! older services and of the openanolis line. Here is who signed it and when; [`ear`] and [`simple`] are what it says.
+
+mod ear;
+mod simple;
 
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::anchors::Anchors;
 use super::clock::from_unix;
-use super::jwk::Jwk;
-use super::{Verdict, VerifyError, claims, is_sample_tee, json_contains};
+use super::jwk::{Jwk, Key};
+use super::{Verdict, VerifyError};
 
 /// How far the service's clock may be ahead. There is no allowance at the end: a verdict must not outlive its token.
 pub(crate) const LEEWAY: Duration = Duration::from_secs(60);
-const PROFILE: &str = "tag:github.com,2024:confidential-containers/Trustee";
-/// Members of the annotated evidence that do not name a TEE.
-const NOT_A_TEE: [&str; 4] = ["report_data", "runtime_data_claims", "init_data", "init_data_claims"];
+/// Texts that name the runtime data of the TEE, one for each form of a token.
+const RUNTIME_DATA: [&str; 4] = [
+    "/submods/cpu0/ear.veraison.annotated-evidence/runtime_data_claims",
+    "/submods/cpu0/ear_verifier_claims/runtime_data",
+    "/submods/cpu/ear.veraison.annotated-evidence/runtime_data_claims",
+    "/customized_claims/runtime_data",
+];
 
 /// What a token must say.
 pub struct Expected<'a> {
@@ -39,14 +46,13 @@ struct Header {
     kid: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct Claims {
-    eat_profile: String,
-    iat: u64,
-    exp: u64,
-    #[serde(default)]
-    nbf: Option<u64>,
-    submods: Map<String, Value>,
+/// What a token says, once its signature and its times are good.
+struct Said<'a> {
+    claims: &'a Map<String, Value>,
+    /// In words, whom the trust rests on.
+    trust_anchor: &'a str,
+    now: SystemTime,
+    expires_at: SystemTime,
 }
 
 fn part<T: serde::de::DeserializeOwned>(text: &str, what: &'static str) -> Result<T, VerifyError> {
@@ -60,7 +66,7 @@ pub struct Glance {
     pub expires_at: SystemTime,
     /// When it was made, if it says so.
     pub issued_at: Option<SystemTime>,
-    /// Runtime data of the TEE, where an EAR has it.
+    /// Runtime data of the TEE, where a token has it.
     pub runtime_data: Option<Value>,
 }
 
@@ -72,7 +78,7 @@ pub fn glance(token: &str) -> Result<Glance, VerifyError> {
     let claims: Value = part(token.split('.').nth(1).unwrap_or_default(), "claims")?;
     let expires_at = claims.get("exp").and_then(Value::as_u64).and_then(from_unix);
     let expires_at = expires_at.ok_or(VerifyError::TokenMalformed("no end"))?;
-    let runtime_data = claims.pointer("/submods/cpu0/ear.veraison.annotated-evidence/runtime_data_claims").cloned();
+    let runtime_data = RUNTIME_DATA.iter().find_map(|place| claims.pointer(place)).cloned();
     let issued_at = claims.get("iat").and_then(Value::as_u64).and_then(from_unix);
     Ok(Glance { expires_at, issued_at, runtime_data })
 }
@@ -106,15 +112,21 @@ pub fn verify(
         return Err(VerifyError::TokenMalformed("not three parts"));
     };
     signed(header, payload, signature, anchors, now)?;
-    let claims: Claims = part(payload, "claims")?;
+    let claims: Map<String, Value> = part(payload, "claims")?;
     let expires_at = timely(&claims, now)?;
-    appraised(&claims.submods, expected, anchors.origin(), now, expires_at)
+    let said = Said { claims: &claims, trust_anchor: anchors.origin(), now, expires_at };
+    // TNG 2.8 tells them apart alike.
+    if claims.contains_key("eat_profile") {
+        ear::appraised(&said, expected)
+    } else {
+        simple::appraised(&said, expected)
+    }
 }
 
 fn signed(header: &str, payload: &str, signature: &str, anchors: &Anchors, now: SystemTime) -> Result<(), VerifyError> {
     let parsed: Header = part(header, "header")?;
     match parsed.alg.as_str() {
-        "ES256" => {}
+        "ES256" | "RS384" => {}
         none if none.eq_ignore_ascii_case("none") => return Err(VerifyError::TokenAlgNone),
         mac @ ("HS256" | "HS384" | "HS512") => return Err(VerifyError::TokenAlgMac(mac.into())),
         _ => return Err(VerifyError::TokenAlg),
@@ -123,44 +135,48 @@ fn signed(header: &str, payload: &str, signature: &str, anchors: &Anchors, now: 
     if parsed.crit.is_some() {
         return Err(VerifyError::TokenCritical);
     }
-    let named = parsed.kid.as_deref().and_then(|kid| anchors.key(kid));
-    let brought = parsed.jwk.map(own_key).transpose()?;
-    let point = match (&brought, named) {
-        (Some((_, point)), Some(known)) if *point != known => {
-            return Err(VerifyError::TokenKeyConfusion(shown(parsed.kid.as_deref().unwrap_or_default())));
-        }
-        (Some((jwk, _)), _) if jwk.kid.is_some() && parsed.kid.is_some() && jwk.kid != parsed.kid => {
-            return Err(VerifyError::TokenKeyConfusion(shown(parsed.kid.as_deref().unwrap_or_default())));
-        }
-        (Some((_, point)), _) => *point,
-        (None, Some(known)) => known,
-        (None, None) => match parsed.kid {
-            Some(kid) => {
-                let text = format!("key `{}` is in no trusted set", shown(&kid));
-                return Err(VerifyError::TokenUntrustedSigner(text));
-            }
-            None => return Err(VerifyError::TokenMalformed("no key in the header")),
-        },
+    let fits = |key: &Key| key.algorithm().name() == parsed.alg;
+    let bytes = BASE64_URL_SAFE_NO_PAD.decode(signature).map_err(|_| VerifyError::TokenMalformed("signature"))?;
+    let message = format!("{header}.{payload}");
+    let check = |key: &Key| match (fits(key), key.signed(message.as_bytes(), &bytes)) {
+        (false, _) => Err(VerifyError::TokenAlg),
+        (true, false) => Err(VerifyError::TokenSignature),
+        (true, true) => Ok(()),
     };
-    let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).map_err(|_| VerifyError::TokenMalformed("signature"))?;
-    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
-        .verify(format!("{header}.{payload}").as_bytes(), &signature)
-        .map_err(|_| VerifyError::TokenSignature)?;
-    // A key that the token brings along proves nothing until an anchor vouches for it.
-    match brought {
-        Some((jwk, _)) => anchors.trust(&jwk, now).map_err(|e| VerifyError::TokenUntrustedSigner(e.into())),
-        None => Ok(()),
+    let named = parsed.kid.as_deref().and_then(|kid| anchors.key(kid));
+    let confused = || VerifyError::TokenKeyConfusion(shown(parsed.kid.as_deref().unwrap_or_default()));
+    match (parsed.jwk.map(own_key).transpose()?, named, &parsed.kid) {
+        (Some((_, own)), Some(known), _) if own != *known => Err(confused()),
+        (Some((jwk, _)), _, Some(_)) if jwk.kid.is_some() && jwk.kid != parsed.kid => Err(confused()),
+        (Some((jwk, own)), ..) => {
+            check(&own)?;
+            // A key that the token brings along proves nothing until an anchor vouches for it.
+            anchors.trust(&jwk, &own, now).map_err(|e| VerifyError::TokenUntrustedSigner(e.into()))
+        }
+        (None, Some(known), _) => check(known),
+        (None, None, Some(kid)) => {
+            Err(VerifyError::TokenUntrustedSigner(format!("key `{}` is in no trusted set", shown(kid))))
+        }
+        // It neither brings nor names a key: one of the set's, then (RFC 7515, section 6).
+        (None, None, None) => {
+            let mut keys = anchors.keys().filter(|key| fits(key)).peekable();
+            if keys.peek().is_none() {
+                return Err(VerifyError::TokenMalformed("no key in the header"));
+            }
+            let made = keys.any(|key| check(key).is_ok());
+            made.then_some(()).ok_or_else(|| VerifyError::TokenUntrustedSigner("no key of the set made it".into()))
+        }
     }
 }
 
-/// The key that a token brings along, and its point.
-fn own_key(value: Value) -> Result<(Jwk, [u8; 65]), VerifyError> {
-    let jwk: Jwk = serde_json::from_value(value).map_err(|_| VerifyError::TokenMalformed("no EC key in the header"))?;
-    let point = jwk.point().ok_or(VerifyError::TokenMalformed("no P-256 key in the header"))?;
-    if !jwk.is_for_es256() {
+/// The key that a token brings along.
+fn own_key(value: Value) -> Result<(Jwk, Key), VerifyError> {
+    let jwk: Jwk = serde_json::from_value(value).map_err(|_| VerifyError::TokenMalformed("no JWK in the header"))?;
+    let key = jwk.key().ok_or(VerifyError::TokenMalformed("no P-256 and no RSA key in the header"))?;
+    if !jwk.is_for(key.algorithm()) {
         return Err(VerifyError::TokenAlg);
     }
-    Ok((jwk, point))
+    Ok((jwk, key))
 }
 
 /// As much of a stranger's text as a message may hold.
@@ -168,95 +184,24 @@ fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(64).collect()
 }
 
-fn timely(claims: &Claims, now: SystemTime) -> Result<SystemTime, VerifyError> {
-    if claims.eat_profile != PROFILE {
-        return Err(VerifyError::TokenMalformed("eat_profile"));
-    }
-    let time = |secs| from_unix(secs).ok_or(VerifyError::TokenMalformed("a time out of range"));
-    let expires_at = time(claims.exp)?;
+/// The end of a token that is of now.
+fn timely(claims: &Map<String, Value>, now: SystemTime) -> Result<SystemTime, VerifyError> {
+    let time = |name: &str| -> Result<Option<SystemTime>, VerifyError> {
+        let Some(value) = claims.get(name) else { return Ok(None) };
+        let at = value.as_u64().and_then(from_unix).ok_or(VerifyError::TokenMalformed("a time out of range"))?;
+        Ok(Some(at))
+    };
+    let expires_at = time("exp")?.ok_or(VerifyError::TokenMalformed("no end"))?;
     if expires_at <= now {
         return Err(VerifyError::TokenExpired);
     }
-    if time(claims.iat)? > now + LEEWAY {
+    if time("iat")?.is_some_and(|at| at > now + LEEWAY) {
         return Err(VerifyError::TokenFromFuture);
     }
-    if time(claims.nbf.unwrap_or(0))? > now + LEEWAY {
+    if time("nbf")?.is_some_and(|at| at > now + LEEWAY) {
         return Err(VerifyError::TokenNotYetValid);
     }
     Ok(expires_at)
-}
-
-fn appraised(
-    submods: &Map<String, Value>,
-    expected: &Expected<'_>,
-    trust_anchor: &str,
-    now: SystemTime,
-    expires_at: SystemTime,
-) -> Result<Verdict, VerifyError> {
-    let evidence_of = |submod: &Value| -> Result<Map<String, Value>, VerifyError> {
-        let found = submod.get("ear.veraison.annotated-evidence").and_then(Value::as_object).cloned();
-        found.ok_or(VerifyError::TokenMalformed("a submodule without evidence"))
-    };
-    let cpu = evidence_of(submods.get("cpu0").ok_or(VerifyError::TokenMalformed("no submodule cpu0"))?)?;
-    if !json_contains(cpu.get("runtime_data_claims").unwrap_or(&Value::Null), expected.runtime_data) {
-        return Err(VerifyError::TokenRuntimeData);
-    }
-    let mut found_policies = Vec::new();
-    let mut tees = Vec::new();
-    // Those that anybody could have shown are not listed.
-    let mut devices = Vec::new();
-    for (name, submod) in submods {
-        affirming(name, submod)?;
-        let policy = submod.get("ear.appraisal-policy-id").and_then(Value::as_str);
-        let policy = policy.ok_or(VerifyError::TokenMalformed("a submodule without policy"))?.to_owned();
-        if !found_policies.contains(&policy) {
-            found_policies.push(policy);
-        }
-        let evidence = evidence_of(submod)?;
-        let mut is_bound = false;
-        // Evidence of a device that is bound to something must be bound to this peer.
-        if let Some(bound) = evidence.get("runtime_data_claims").filter(|b| !b.is_null()) {
-            if !json_contains(bound, expected.runtime_data) {
-                return Err(VerifyError::TokenRuntimeData);
-            }
-            is_bound = true;
-        }
-        let named: Vec<_> = evidence.keys().filter(|k| !NOT_A_TEE.contains(&k.as_str())).cloned().collect();
-        let [tee] = &named[..] else { return Err(VerifyError::TokenMalformed("not one TEE a submodule")) };
-        if is_sample_tee(tee) && !expected.allow_sample {
-            return Err(VerifyError::SampleTeeRefused(tee.clone()));
-        }
-        if name != "cpu0" && is_bound {
-            devices.push(tee.clone());
-        }
-        tees.push((name == "cpu0", tee.clone()));
-    }
-    policies(&found_policies, expected.policy_ids)?;
-    let sample = tees.iter().any(|(_, t)| is_sample_tee(t));
-    let tee = tees.into_iter().find(|(cpu, _)| *cpu).map(|(_, t)| t);
-    let tee = tee.ok_or(VerifyError::TokenMalformed("no submodule cpu0"))?;
-    Ok(Verdict {
-        claims: claims::of_submod(submods.get("cpu0"), cpu.get(&tee)),
-        status: "affirming".into(),
-        devices,
-        tee,
-        policy_ids: found_policies,
-        verifier: "as".into(),
-        trust_anchor: trust_anchor.into(),
-        sample,
-        appraised_at: now,
-        expires_at,
-    })
-}
-
-fn affirming(name: &str, submod: &Value) -> Result<(), VerifyError> {
-    match submod.get("ear.status").and_then(Value::as_str) {
-        Some("affirming") => Ok(()),
-        Some("none") => Err(VerifyError::TokenStatusNone(name.into())),
-        Some("warning") => Err(VerifyError::TokenStatusWarning(name.into())),
-        Some("contraindicated") => Err(VerifyError::TokenStatusContraindicated(name.into())),
-        _ => Err(VerifyError::TokenMalformed("a submodule without a known status")),
-    }
 }
 
 /// Every policy that is wanted was used, and none besides.
@@ -273,5 +218,9 @@ fn policies(found: &[String], wanted: &[String]) -> Result<(), VerifyError> {
     })
 }
 
+#[cfg(test)]
+mod forms_tests;
+#[cfg(test)]
+mod fuzz_tests;
 #[cfg(test)]
 mod tests;

@@ -111,9 +111,11 @@ fn key_set(raw: &At<String>, v: &RawVerify, sink: &mut Sink<'_>) -> Option<JwksS
         let judged = contents(path).and_then(|bytes| {
             let form = "it must be a JSON Web Key Set: {\"keys\": [{\"kty\": \"EC\", \"crv\": \"P-256\", ...}]}";
             let set: Value = serde_json::from_slice(&bytes).map_err(|e| (format!("is not JSON: {e}"), form))?;
-            let usable = |key: &Value| key["kty"] == "EC" && key["crv"] == "P-256";
+            let usable = |key: &Value| {
+                key["kty"] == "RSA" && key["n"].is_string() || key["kty"] == "EC" && key["crv"] == "P-256"
+            };
             let found = set["keys"].as_array().is_some_and(|keys| keys.iter().any(usable));
-            if found { Ok(()) } else { Err(("holds no P-256 key".into(), form)) }
+            if found { Ok(()) } else { Err(("holds no P-256 and no RSA key".into(), form)) }
         });
         if let Err((why, hint)) = judged {
             sink.error(&raw.at, "bad-key-set", format!("{} {why}", quote(&raw.value)), hint);

@@ -1,25 +1,22 @@
 //! TNG's multiplex: an HTTP/2 connection in the tunnel, one CONNECT stream (RFC 9113, section 8.5)
 //! for each TCP connection.
 
-use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::future::OptionFuture;
 use h2::server::{Connection, SendResponse};
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Reason, RecvStream};
 use http::{Method, Request, Response, StatusCode};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsStream;
 
 use crate::daemon::EndpointRuntime;
-use crate::relay::{ClientAddr, End, Leg, Outcome, PeerAddr, Record, Refusal};
+use crate::relay::{ClientAddr, End, Leg, Outcome, PeerAddr, Record, Refusal, StreamLeg};
 use crate::tls::{Alpn, Binding, Standing};
 
 /// Streams of one HTTP/2 connection at once.
@@ -172,7 +169,8 @@ async fn stream(
     };
     match respond.send_response(plain(StatusCode::OK), false) {
         Ok(send) => {
-            let mut leg = StreamLeg { recv: request.into_body(), send, unread: Bytes::new(), closed: false };
+            // RFC 9113, section 8.5: a failing TCP connection is a stream error of type CONNECT_ERROR.
+            let mut leg = StreamLeg::new(request.into_body(), send, Reason::CONNECT_ERROR);
             super::relayed(endpoint, record, &mut service, &mut leg).await
         }
         Err(error) => {
@@ -186,75 +184,4 @@ fn plain(status: StatusCode) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = status;
     response
-}
-
-/// One CONNECT stream as bytes. END_STREAM is its half-close, RST_STREAM its reset.
-struct StreamLeg {
-    recv: RecvStream,
-    send: SendStream<Bytes>,
-    unread: Bytes,
-    closed: bool,
-}
-
-impl Leg for StreamLeg {
-    fn abort(&mut self) {
-        // RFC 9113, section 8.5: a failing TCP connection is a stream error of type CONNECT_ERROR.
-        self.send.send_reset(Reason::CONNECT_ERROR);
-    }
-}
-
-impl AsyncRead for StreamLeg {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        while self.unread.is_empty() {
-            match ready!(self.recv.poll_data(cx)) {
-                None => return Poll::Ready(Ok(())),
-                Some(Ok(bytes)) => self.unread = bytes,
-                Some(Err(error)) => return Poll::Ready(Err(io_error(error))),
-            }
-        }
-        let count = buf.remaining().min(self.unread.len());
-        buf.put_slice(&self.unread[..count]);
-        self.unread.advance(count);
-        // Only what was taken opens the window again: this is the backpressure.
-        self.recv.flow_control().release_capacity(count).map_err(io_error)?;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for StreamLeg {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if buf.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        self.send.reserve_capacity(buf.len());
-        let count = loop {
-            match ready!(self.send.poll_capacity(cx)) {
-                Some(Ok(0)) => {}
-                Some(Ok(count)) => break count.min(buf.len()),
-                Some(Err(error)) => return Poll::Ready(Err(io_error(error))),
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            }
-        };
-        self.send.send_data(Bytes::copy_from_slice(&buf[..count]), false).map_err(io_error)?;
-        Poll::Ready(Ok(count))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.closed {
-            self.closed = true;
-            self.send.send_data(Bytes::new(), true).map_err(io_error)?;
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-fn io_error(error: h2::Error) -> io::Error {
-    if error.is_io() {
-        return error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
-    }
-    io::Error::new(io::ErrorKind::ConnectionReset, error)
 }

@@ -1,6 +1,7 @@
 //! Ingress: plain traffic into the tunnel. One file a mode; a mode says where a connection goes.
 
 mod mapping;
+mod multiplex;
 mod netfilter;
 
 use tokio::time::timeout;
@@ -33,7 +34,14 @@ pub async fn serve(endpoint: &EndpointRuntime, mut accepted: Accepted) {
     })
     .await;
     let outcome = match established {
-        Ok(mut tunnel) => Outcome::Relayed(endpoint.relay(&accepted.record, &mut accepted.tcp, &mut tunnel).await),
+        Ok(Tunnel::Whole(mut tunnel)) => {
+            Outcome::Relayed(endpoint.relay(&accepted.record, &mut accepted.tcp, &mut tunnel).await)
+        }
+        // Boxed, so that no other connection carries its room.
+        Ok(Tunnel::Stream(mut tunnel)) => {
+            let relayed = Box::pin(endpoint.relay(&accepted.record, &mut accepted.tcp, &mut tunnel));
+            Outcome::Relayed(relayed.await)
+        }
         Err(refusal) => {
             // After a clean end the application would take the empty answer for the service's.
             accepted.tcp.abort();
@@ -57,12 +65,17 @@ async fn establish(endpoint: &EndpointRuntime, accepted: &Accepted) -> Result<Tu
         accepted.record.set_binding(Binding::of(alpn, &endpoint.endpoint.ra));
         accepted.record.established(standing.as_ref());
         match alpn {
-            Alpn::RatsTls | Alpn::Tng1 => Ok(Box::new(TlsLeg::new(stream))),
-            Alpn::H2 => Err(Refusal::UnexpectedProtocol),
+            Alpn::RatsTls | Alpn::Tng1 => Ok(Tunnel::Whole(Box::new(TlsLeg::new(stream)))),
+            Alpn::H2 => multiplex::open(stream).await.map(Box::new).map(Tunnel::Stream),
         }
     };
     timeout(limit, within).await.unwrap_or(Err(Refusal::HandshakeTimeout(limit)))
 }
 
 /// On the heap: moving a TLS stream through futures by value would keep several copies' room.
-type Tunnel = Box<TlsLeg>;
+enum Tunnel {
+    /// One TCP connection's bytes are all it carries.
+    Whole(Box<TlsLeg>),
+    /// The peer speaks HTTP/2 in it.
+    Stream(Box<multiplex::Multiplexed>),
+}

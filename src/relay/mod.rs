@@ -11,6 +11,7 @@ mod live_ports;
 mod meter;
 mod record;
 mod refusal;
+mod stream_leg;
 mod tls_leg;
 mod tunnel;
 
@@ -23,5 +24,6 @@ pub use live_ports::{LivePort, LivePorts};
 pub use meter::{Flow, Meter};
 pub use record::{Outcome, Record};
 pub use refusal::Refusal;
+pub use stream_leg::StreamLeg;
 pub use tls_leg::TlsLeg;
 pub use tunnel::TunnelSide;

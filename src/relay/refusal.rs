@@ -63,9 +63,9 @@ pub enum Refusal {
     /// Handshake and appraisal took too long.
     #[error("no handshake within {0:?}")]
     HandshakeTimeout(Duration),
-    /// The tunnel speaks a protocol that this side does not.
-    #[error("the peer negotiated h2, which an ingress does not speak")]
-    UnexpectedProtocol,
+    /// The multiplexing peer did not open the stream.
+    #[error("the peer answered the stream with status {0}")]
+    StreamRefused(u16),
     /// The HTTP/2 peer asked for something else than CONNECT.
     #[error("the method was {0}, not CONNECT")]
     NotConnect(String),
@@ -97,7 +97,7 @@ impl Refusal {
             Refusal::Socket(_) => "socket-failed",
             Refusal::Channel(error) => error.reason(),
             Refusal::HandshakeTimeout(_) => "handshake-timeout",
-            Refusal::UnexpectedProtocol => "unexpected-protocol",
+            Refusal::StreamRefused(_) => "stream-refused",
             Refusal::NotConnect(_) => "not-connect",
             Refusal::TooManyConnections => "too-many-connections",
             Refusal::Http2(_) => "http2-error",

@@ -44,9 +44,13 @@ impl Proving {
 pub(super) fn protocols(ra: &Ra) -> (Vec<Alpn>, Vec<Alpn>) {
     let bare = ra.attest.is_none() && ra.verify.is_none();
     match (bare, ra.require_session_binding) {
-        (true, _) => (vec![Alpn::RatsTls], vec![Alpn::RatsTls, Alpn::H2]),
+        (true, _) => (vec![Alpn::RatsTls, Alpn::H2], vec![Alpn::RatsTls, Alpn::H2]),
         (false, true) => (vec![Alpn::Tng1], vec![Alpn::Tng1]),
-        (false, false) => (vec![Alpn::Tng1, Alpn::RatsTls], vec![Alpn::Tng1, Alpn::RatsTls, Alpn::H2]),
+        (false, false) => {
+            // An egress of TNG 2.8 takes either of the last two, as it is configured.
+            let all = vec![Alpn::Tng1, Alpn::RatsTls, Alpn::H2];
+            (all.clone(), all)
+        }
     }
 }
 

@@ -139,3 +139,53 @@ pub fn inspect(der: &[u8], model: Model, now: SystemTime) -> Result<PeerCertific
     }
     Ok(PeerCertificate { credential, expected, not_after })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::certificate::attested;
+    use super::*;
+    use crate::attest::SampleAttester;
+    use proptest::prelude::*;
+    use std::sync::LazyLock;
+
+    /// A certificate with evidence, and when it was made.
+    static GOOD: LazyLock<(Vec<u8>, SystemTime)> = LazyLock::new(|| {
+        let now = SystemTime::now();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let made = runtime.block_on(attested(&SampleAttester, now)).unwrap();
+        (made.certified.cert[0].to_vec(), now)
+    });
+
+    fn changed(at: u16, byte: u8, cut: Option<u16>) -> Vec<u8> {
+        let mut der = GOOD.0.clone();
+        let place = usize::from(at) % der.len();
+        der[place] = byte;
+        der.truncate(cut.map_or(der.len(), |cut| usize::from(cut) % der.len()));
+        der
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100_000))]
+
+        #[test]
+        fn no_changed_certificate_panics(at: u16, byte: u8, cut in proptest::option::weighted(0.1, any::<u16>())) {
+            let der = changed(at, byte, cut);
+            prop_assert!(key_of(&der, GOOD.1).is_ok() || der != GOOD.0);
+        }
+    }
+
+    proptest! {
+        // With the signature of each.
+        #![proptest_config(ProptestConfig::with_cases(5_000))]
+
+        #[test]
+        fn a_changed_certificate_says_nothing_new(at: u16, byte: u8) {
+            let said = |der: &[u8]| inspect(der, Model::BackgroundCheck, GOOD.1).map(|p| (p.credential, p.not_after));
+            let good = said(&GOOD.0);
+            prop_assert!(good.is_ok());
+            let changed = said(&changed(at, byte, None));
+            // What stands around the signed part may be changed.
+            prop_assert!(changed.is_err() || changed == good);
+        }
+    }
+}

@@ -102,7 +102,7 @@ async fn what_a_service_said_is_told_rather_than_that_the_next_was_silent() {
     let mut both = at(&[&service]);
     both.addrs.push(nobody().await);
     let error = appraise(&both).await.unwrap_err();
-    assert!(error.reason() == "as-error" && error.to_string().contains("not found"), "{error}");
+    assert!(error.reason() == "as-policy" && error.to_string().contains("not found"), "{error}");
     both.addrs.reverse();
-    assert_eq!(reason(&both).await, "as-error");
+    assert_eq!(reason(&both).await, "as-policy");
 }

@@ -32,7 +32,7 @@ async fn each_failing_service_has_its_reason_over_grpc() {
         (Mode::Status("none"), "token-status-none"),
         (Mode::Status("contraindicated"), "token-status-contraindicated"),
         (Mode::Rejected, "as-rejected"),
-        (Mode::NoPolicy, "as-error"),
+        (Mode::NoPolicy, "as-policy"),
         (Mode::Unavailable, "as-unreachable"),
         (Mode::Garbage, "as-no-token"),
         (Mode::Html, "as-garbage"),
@@ -151,10 +151,10 @@ async fn the_openanolis_dialect_is_understood_in_each_protocol() {
             }
             let wrong = Evidence { tee: "tdx".into(), ..evidence.clone() };
             let error = super::verifier(&at(&[&service])).appraise(&wrong, &bound).await.unwrap_err();
-            assert_eq!(error.reason(), "as-error", "{error}");
+            assert_eq!(error.reason(), "as-tee", "{error}");
             let other = Evidence { evidence: br#"{"svn":"1","report_data":""}"#.to_vec(), ..evidence };
             let error = super::verifier(&at(&[&service])).appraise(&other, &bound).await.unwrap_err();
-            assert_eq!(error.reason(), "as-rejected", "{error}");
+            assert_eq!(error.reason(), "as-binding", "{error}");
         }
     }
     // Upstream spells Azure's TEEs with separators over REST.
@@ -163,6 +163,36 @@ async fn the_openanolis_dialect_is_understood_in_each_protocol() {
     let evidence = Evidence { tee: "azsnpvtpm".into(), ..evidence };
     verifier(&at(&[&upstream])).appraise(&evidence, &bound).await.unwrap();
     assert_eq!(upstream.requests(), 1);
+}
+
+#[tokio::test]
+async fn devices_are_appraised_with_their_tee_where_the_protocol_has_them() {
+    for (serves, tee, expected) in [
+        (Serves::Rest, "sampledevice", "ok"),
+        (Serves::Rest, "nvidia", "as-tee"),
+        (Serves::GrpcAlone, "nvidia", "ok"),
+        (Serves::GrpcAlone, "sampledevice", "as-tee"),
+    ] {
+        let service = start(AFFIRMING, serves).await;
+        let bound = RuntimeData::for_key(b"a key");
+        let device = String::from_utf8(SampleAttester.evidence(&bound).await.unwrap().evidence).unwrap();
+        let text = format!(r#"{{"{tee}":{device}}}"#).into_bytes();
+        let evidence = SampleAttester.evidence(&bound.with_devices(&text)).await.unwrap();
+        let outcome = verifier(&at(&[&service]))
+            .appraise(&Evidence { additional: Some(text.clone()), ..evidence.clone() }, &bound)
+            .await;
+        assert_eq!(outcome.as_ref().map_or_else(|e| e.reason(), |_| "ok"), expected, "{serves:?} {tee}: {outcome:?}");
+        let Ok(verdict) = outcome else { continue };
+        assert_eq!(verdict.devices, [tee]);
+        // Evidence over anything else than the key is the device of somebody else.
+        let other = RuntimeData::for_key(b"another");
+        let device = String::from_utf8(SampleAttester.evidence(&other).await.unwrap().evidence).unwrap();
+        let text = format!(r#"{{"{tee}":{device}}}"#).into_bytes();
+        let evidence = SampleAttester.evidence(&bound.with_devices(&text)).await.unwrap();
+        let evidence = Evidence { additional: Some(text), ..evidence };
+        let refused = verifier(&at(&[&service])).appraise(&evidence, &bound).await.unwrap_err();
+        assert_eq!(refused.reason(), "as-binding", "{serves:?} {tee}");
+    }
 }
 
 /// A server's TLS for 127.0.0.1, and the PEM file that vouches for it.

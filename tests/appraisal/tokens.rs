@@ -29,6 +29,22 @@ async fn every_forgery_has_its_reason() {
     }
 }
 
+/// As recorded: a service that is given two policies appraises under the first.
+#[tokio::test]
+async fn two_policies_that_were_not_both_used_are_refused() {
+    for serves in [Serves::Rest, Serves::GrpcAlone] {
+        let running = start(AFFIRMING, serves).await;
+        let service = at(&[&running]);
+        let verify = Verify {
+            provider: VerifyProvider::As(service.clone()),
+            policy_ids: vec!["default".into(), "strict".into()],
+            ..common::verify_sample(true)
+        };
+        let verifier = AsVerifier::new(&verify, &service, DEFAULT_INGRESS_MARK, Arc::new(SystemClock)).unwrap();
+        assert_eq!(ask(&verifier).await.unwrap_err().reason(), "token-policy", "{serves:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_key_that_is_named_is_the_one_of_the_set() {
     let service = start(AFFIRMING, Serves::Rest).await;

@@ -44,6 +44,10 @@ impl PlainTls {
         Arc::new(Self { server: Arc::new(server).into(), client: Arc::new(client).into(), status: Default::default() })
     }
 
+    pub async fn take(&self, tcp: TcpStream) -> std::io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
+        self.server.accept(tcp).await
+    }
+
     pub async fn dial(&self, tcp: TcpStream) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
         self.client.connect("tng.test".try_into().expect("name"), tcp).await
     }
@@ -53,7 +57,8 @@ impl PlainTls {
 impl TunnelSide for PlainTls {
     async fn connect(&self, tcp: TcpStream, _: Option<&str>) -> Result<Channel, ChannelError> {
         let stream = self.dial(tcp).await.map_err(|_| ChannelError::HandshakeTimeout)?;
-        Ok(Channel { stream: stream.into(), peer: Peer::Unverified, alpn: Alpn::RatsTls, standing: None })
+        let alpn = if stream.get_ref().1.alpn_protocol() == Some(b"h2") { Alpn::H2 } else { Alpn::RatsTls };
+        Ok(Channel { stream: stream.into(), peer: Peer::Unverified, alpn, standing: None })
     }
 
     async fn accept(&self, tcp: TcpStream) -> Result<Channel, ChannelError> {

@@ -9,7 +9,7 @@ use super::netns::{Family, Host, Proc, Tng, World, fresh_hex, wait_for, wait_unt
 use super::programs::*;
 
 const START: Duration = Duration::from_secs(10);
-const SERVICE: &str = "127.0.0.1:8500";
+pub const SERVICE: &str = "127.0.0.1:8500";
 
 /// A program of examples/, which `cargo test` builds beside the tests.
 fn example(name: &str) -> PathBuf {
@@ -18,7 +18,7 @@ fn example(name: &str) -> PathBuf {
     program
 }
 
-fn start(host: &Host, name: &str, args: &[&str]) -> Proc {
+pub fn start(host: &Host, name: &str, args: &[&str]) -> Proc {
     let proc = Proc::spawn(host.command(example(name), args));
     wait_for(name, START, || proc.output().starts_with("ready"));
     proc
@@ -37,7 +37,7 @@ fn last_refusal(tng: &Tng<'_>) -> String {
 
 /// The tunnel carries a page over both families, unseen.
 #[track_caller]
-fn accepted(world: &World, sides: [&Tng<'_>; 2]) {
+pub fn accepted(world: &World, sides: [&Tng<'_>; 2]) {
     for family in Family::BOTH {
         let path = format!("/attested-{}", fresh_hex());
         let got = curl(&world.client, &socket_addr(&world.server, family, 8080), &path);
@@ -49,7 +49,7 @@ fn accepted(world: &World, sides: [&Tng<'_>; 2]) {
 
 /// It carries nothing, and `side` says why.
 #[track_caller]
-fn refused(world: &World, side: &Tng<'_>, reason: &str) {
+pub fn refused(world: &World, side: &Tng<'_>, reason: &str) {
     for family in Family::BOTH {
         let path = format!("/attested-{}", fresh_hex());
         let got = curl(&world.client, &socket_addr(&world.server, family, 8080), &path);
@@ -113,7 +113,7 @@ fn agent_and_service_decide_and_each_of_their_bad_days_is_a_refusal_with_its_rea
     drop(aa);
     refused(&world, &egress, "aa-unreachable");
     let aa = agent(&world.server, &socket, "other-key");
-    refused(&world, &ingress, "as-rejected");
+    refused(&world, &ingress, "as-binding");
     drop(aa);
     let _aa = agent(&world.server, &socket, "good");
     accepted(&world, [&ingress, &egress]);

@@ -6,6 +6,7 @@
 mod netns;
 
 mod attestation;
+mod bad_input;
 mod cgroup;
 mod mapping;
 mod operator;

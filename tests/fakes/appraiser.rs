@@ -121,6 +121,19 @@ impl FromStr for Mode {
             "stranger" => Self::Stranger,
             "old-api" => Self::OldApi,
             "openanolis" => Self::Openanolis { flat: false },
+            "stalls" => Self::Stalls,
+            "huge" => Self::Padded(900 << 10),
+            "clock-ahead" => Self::Clock(3600),
+            "clock-behind" => Self::Clock(-3600),
+            "alg-none" => Self::Forged(Forgery::AlgNone),
+            "hs256" => Self::Forged(Forgery::Hs256),
+            "rs256" => Self::Forged(Forgery::Rs256),
+            "critical" => Self::Forged(Forgery::Critical),
+            "kid-of-another" => Self::Forged(Forgery::KidOfAnother),
+            "jwk-of-stranger" => Self::Forged(Forgery::JwkOfStranger),
+            "signed-by-stranger" => Self::Forged(Forgery::SignedByStranger),
+            "not-before" => Self::Forged(Forgery::NotBefore),
+            "two-policies" => Self::Forged(Forgery::TwoPolicies),
             "slow" => Self::Slow,
             other => return Err(format!("unknown mode {other}")),
         })
@@ -262,8 +275,10 @@ pub struct Device {
 /// Why there is no token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// The evidence is not what it says it is.
+    /// The evidence is bound to something else.
     Evidence,
+    /// The evidence is not what the verifier wants.
+    Rejected,
     /// The policy is not there.
     Policy,
     /// Something in the request is wrong.
@@ -286,7 +301,7 @@ fn bound(evidence: &str, claims: &Value, hash: &str) -> Result<Value, Refusal> {
 /// Appraises as `mode` says.
 pub fn appraise(mode: Mode, signer: &Signer, asked: &Asked, compact: bool) -> Result<String, Refusal> {
     match mode {
-        Mode::Rejected => return Err(Refusal::Evidence),
+        Mode::Rejected => return Err(Refusal::Rejected),
         Mode::NoPolicy => return Err(Refusal::Policy),
         _ => {}
     }
@@ -295,13 +310,15 @@ pub fn appraise(mode: Mode, signer: &Signer, asked: &Asked, compact: bool) -> Re
     if tee != "sample" && tee != azure {
         return Err(Refusal::Request(tee.to_owned()));
     }
+    // As recorded: the sample device over REST alone; gRPC has NVIDIA's. The names are read before any evidence.
+    let known = if compact { "nvidia" } else { "sampledevice" };
+    if let Some(other) = asked.devices.iter().find(|device| device.tee != known) {
+        return Err(Refusal::Request(other.tee.clone()));
+    }
     let claims = &asked.structured;
     let evidence = bound(&asked.evidence, claims, &asked.hash)?;
     let mut devices = Vec::new();
     for device in &asked.devices {
-        if device.tee != "sampledevice" {
-            return Err(Refusal::Request(device.tee.clone()));
-        }
         devices.push((&device.structured, bound(&device.evidence, &device.structured, &device.hash)?));
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
@@ -344,7 +361,7 @@ pub fn appraise(mode: Mode, signer: &Signer, asked: &Asked, compact: bool) -> Re
     }
     for (n, (claims, evidence)) in devices.into_iter().enumerate() {
         let status = if mode == Mode::DeviceWarning { "warning" } else { status };
-        token["submods"][format!("gpu{n}")] = submod(&policy, status, "sampledevice", claims, &evidence);
+        token["submods"][format!("gpu{n}")] = submod(&policy, status, known, claims, &evidence);
     }
     let token = signer.token(&token, mode);
     signer.issued.lock().unwrap().push(token.clone());

@@ -13,7 +13,7 @@ use http::{HeaderMap, Request, Response};
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-use super::appraiser::{Asked, Mode, Refusal, appraise};
+use super::appraiser::{Asked, Device, Mode, Refusal, appraise};
 use super::as_rest::Shared;
 
 const ABORTED: u16 = 10;
@@ -236,22 +236,31 @@ fn evaluate(mode: Mode, shared: &Shared, data: &[u8]) -> Result<Vec<u8>, (u16, S
             devices: Vec::new(),
         }
     } else {
-        let mut asked = AttestationRequest::decode(data).map_err(|e| bad("AttestationRequest", e))?;
-        let Some(one) = asked.verification_requests.pop() else {
+        let asked = AttestationRequest::decode(data).map_err(|e| bad("AttestationRequest", e))?;
+        let mut all = asked.verification_requests.into_iter().map(|one| {
+            let structured = match one.runtime_data {
+                Some(RuntimeData::Structured(text)) => serde_json::from_str(&text).unwrap_or_default(),
+                _ => serde_json::Value::Null,
+            };
+            Device { tee: one.tee, evidence: one.evidence, structured, hash: one.runtime_data_hash_algorithm }
+        });
+        let Some(Device { tee, evidence, structured, hash }) = all.next() else {
             return Err((ABORTED, "No verification requests provided.".into()));
         };
-        let structured = match one.runtime_data {
-            Some(RuntimeData::Structured(text)) => serde_json::from_str(&text).unwrap_or_default(),
-            _ => serde_json::Value::Null,
-        };
-        let (tee, evidence, hash) = (one.tee, one.evidence, one.runtime_data_hash_algorithm);
-        Asked { tee, evidence, structured, hash, policy_ids: asked.policy_ids, devices: Vec::new() }
+        Asked { tee, evidence, structured, hash, policy_ids: asked.policy_ids, devices: all.collect() }
     };
     // Both lines spell Azure's TEEs without separators here.
     let recorded = |name: &str| super::text(name).split_once('\n').unwrap().1.to_owned();
     match appraise(mode, &shared.signer, &asked, true) {
         Ok(attestation_token) => Ok(AttestationResponse { attestation_token }.encode_to_vec()),
         Err(Refusal::Evidence) => Err((ABORTED, recorded("grpc-sample-ERR-tampered.error.txt"))),
+        Err(Refusal::Rejected) => Err((
+            ABORTED,
+            // The recorded words of the SEV-SNP verifier, in the frame of the recorded gRPC errors.
+            "Attestation evaluation failed: \n0: Verifier evaluate failed: Attestation Report version is too old. \
+             Please update your firmware."
+                .into(),
+        )),
         Err(Refusal::Policy) => Err((ABORTED, recorded("grpc-sample-ERR-policy.error.txt"))),
         Err(Refusal::Request(tee)) => {
             let text = recorded("grpc-sample-plus-device.error.txt").replace("sampledevice", &tee);

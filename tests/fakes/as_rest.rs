@@ -295,6 +295,7 @@ fn attestation(mode: Mode, signer: &Signer, body: &[u8]) -> (&'static str, Strin
     if mode == (Mode::Openanolis { flat: false }) {
         let (head, status, code) = match refusal {
             Refusal::Evidence => ("422 Unprocessable Entity", 422, "AS.EVIDENCE.BINDING_MISMATCH"),
+            Refusal::Rejected => ("422 Unprocessable Entity", 422, "AS.EVIDENCE.VERIFICATION_FAILED"),
             Refusal::Policy => (ERROR, 500, "AS.INTERNAL.ERROR"),
             Refusal::Request(_) => (BAD_REQUEST, 400, "AS.REQUEST.UNSUPPORTED_TEE"),
         };
@@ -304,6 +305,7 @@ fn attestation(mode: Mode, signer: &Signer, body: &[u8]) -> (&'static str, Strin
     }
     let error = match refusal {
         Refusal::Evidence => recorded_body("as-sample-ERR-tampered-runtime.response.txt"),
+        Refusal::Rejected => super::text("as-snp-ERR-wrong-rd.response.txt").split_once('\n').unwrap().1.to_owned(),
         Refusal::Policy => recorded_body("as-sample-ERR-unknown-policy.response.txt"),
         Refusal::Request(what) => format!("An internal error occured: \n0: tee `{what} not supported`"),
     };

@@ -233,7 +233,7 @@ fn chain(
         for ask in between.filter(|a| is_ca(a) && issued(a, leaf) && issued(&ark, a)) {
             match validity(&[(leaf, "VCEK or VLEK"), (ask, "ASK or ASVK"), (&ark, "ARK")], clock::unix(now)) {
                 Ok(end) => return Ok((root.product, end)),
-                Err(what) => why = BuiltinError::ReportChainTime(what),
+                Err(refused) => why = refused,
             }
         }
     }
@@ -241,13 +241,16 @@ fn chain(
 }
 
 /// When the first of `certs` ends, or which is not valid now.
-fn validity(certs: &[(&X509Certificate<'_>, &'static str)], now: u64) -> Result<u64, &'static str> {
+fn validity(certs: &[(&X509Certificate<'_>, &'static str)], now: u64) -> Result<u64, BuiltinError> {
     let mut end = u64::MAX;
     for (cert, what) in certs {
         let until = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
         let from = u64::try_from(cert.validity().not_before.timestamp()).unwrap_or(0);
-        if !(from..=until).contains(&now) {
-            return Err(what);
+        if now < from {
+            return Err(BuiltinError::ReportChainNotYetValid(what));
+        }
+        if now > until {
+            return Err(BuiltinError::ReportChainExpired(what));
         }
         end = end.min(until);
     }

@@ -30,9 +30,12 @@ pub enum BuiltinError {
     /// The report's certificates do not lead to an AMD root.
     #[error("the SEV-SNP certificate chain is not trusted: {0}")]
     ReportChain(&'static str),
-    /// A certificate of the report's chain is over, or from the future.
-    #[error("a certificate of the SEV-SNP chain is not valid now: {0}")]
-    ReportChainTime(&'static str),
+    /// A certificate of the report's chain is over.
+    #[error("a certificate of the SEV-SNP chain has expired: {0}")]
+    ReportChainExpired(&'static str),
+    /// A certificate of the report's chain is from the future.
+    #[error("a certificate of the SEV-SNP chain is not valid yet: {0}; is this host's clock right?")]
+    ReportChainNotYetValid(&'static str),
     /// The certificate is of another chip or firmware than the report.
     #[error("the SEV-SNP certificate is about another {0} than the report")]
     Endorsement(&'static str),
@@ -125,7 +128,8 @@ impl BuiltinError {
             Self::ReportSignature => "snp-report-signature",
             Self::QuoteChain(_) => "quote-chain",
             Self::ReportChain(_) => "snp-chain",
-            Self::ReportChainTime(_) => "snp-chain-expired",
+            Self::ReportChainExpired(_) => "snp-chain-expired",
+            Self::ReportChainNotYetValid(_) => "snp-chain-not-yet-valid",
             Self::Endorsement(_) => "snp-endorsement-mismatch",
             Self::NoEndorsement(_) => "snp-endorsement-missing",
             Self::NoCollateral { .. } => "collateral-missing",

@@ -1,7 +1,7 @@
 //! A maker of chips for tests: chains, collateral, quotes and reports of its own, in the makers' formats.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::SystemRandom;
@@ -404,9 +404,4 @@ impl Amd {
         let chain = if with_certificate { json!([{ "cert_type": "VCEK", "data": data }]) } else { json!(null) };
         json!({ "attestation_report": report, "cert_chain": chain }).to_string().into_bytes()
     }
-}
-
-/// A moment after `NOW`.
-pub fn later(days: u64) -> SystemTime {
-    from_unix(NOW).unwrap() + Duration::from_secs(days * 86_400)
 }

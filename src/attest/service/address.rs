@@ -284,7 +284,8 @@ impl Address {
 /// Whether an attestation service said this, in whatever protocol was spoken; not a proxy in front of none.
 fn is_answer(outcome: &Result<&Token, &VerifyError>) -> bool {
     match outcome {
-        Ok(_) | Err(VerifyError::AsRejected(_)) => true,
+        Ok(_) | Err(VerifyError::AsRejected(_) | VerifyError::AsBinding(_)) => true,
+        Err(VerifyError::AsPolicy { .. } | VerifyError::AsTee { .. }) => true,
         Err(VerifyError::AsError { status, .. }) => !matches!(status, AsStatus::Http(502..=504)),
         Err(_) => false,
     }

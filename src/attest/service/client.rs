@@ -114,7 +114,9 @@ impl Client {
                 return Err(error);
             }
             // The error of one that was reached says more than that of one that was not.
-            if at == 0 || !matches!(worst, VerifyError::AsError { .. }) {
+            let reached =
+                matches!(worst, VerifyError::AsError { .. } | VerifyError::AsPolicy { .. } | VerifyError::AsTee { .. });
+            if at == 0 || !reached {
                 worst = error;
             }
             if at + 1 < order.len() {
@@ -154,7 +156,9 @@ impl Failure {
             | VerifyError::AsGarbage(_)
             | VerifyError::AsNoToken(_)
             | VerifyError::AsError { status: AsStatus::Http(502..=504), .. } => Self::Address,
-            VerifyError::AsError { status: AsStatus::Http(500..) | AsStatus::Grpc(_), .. } => Self::Request,
+            VerifyError::AsError { status: AsStatus::Http(500..) | AsStatus::Grpc(_), .. }
+            | VerifyError::AsPolicy { .. }
+            | VerifyError::AsTee { .. } => Self::Request,
             _ => Self::Verdict,
         }
     }

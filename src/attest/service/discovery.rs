@@ -72,6 +72,13 @@ pub async fn of_service(
     {
         return Ok(kept.put(found));
     }
+    // Where the openanolis line publishes the key of a signer without certificates.
+    let jwks = address.get("/jwks", headers, until).await.map_err(silent)?;
+    if jwks.status.is_success()
+        && let Some(found) = Anchors::from_jwks(&jwks.body, format!("JWKS of {base}"))
+    {
+        return Ok(kept.put(found));
+    }
     let text = "the service names no signer, and trusted_certs, trusted_keys and trusted_jwks are empty";
     Err(VerifyError::TokenUntrustedSigner(text.into()))
 }
@@ -116,7 +123,7 @@ impl KeySets {
                 return Err(failed(format!("answered {}", reply.status.as_u16())));
             }
             let found = Anchors::from_jwks(&reply.body, format!("key set at {url}"));
-            all.add(found.ok_or_else(|| failed("holds no P-256 key".into()))?);
+            all.add(found.ok_or_else(|| failed("holds no P-256 and no RSA key".into()))?);
         }
         Ok(self.kept.put(all))
     }

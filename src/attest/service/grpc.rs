@@ -339,10 +339,19 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(crate::attest::changes::CASES))]
+
         #[test]
         fn no_input_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = message(Bytes::copy_from_slice(&bytes));
             let _ = percent_decode(&bytes);
+            let mut headers = HeaderMap::new();
+            for name in ["grpc-status", "grpc-message"] {
+                if let Ok(value) = HeaderValue::from_bytes(&bytes) {
+                    headers.insert(name, value);
+                }
+            }
+            let _ = status(&headers);
         }
     }
 }

@@ -29,3 +29,6 @@ fn shorten(text: &str) -> String {
     let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect();
     clean.trim().to_owned()
 }
+
+#[cfg(test)]
+mod recorded_tests;

@@ -7,12 +7,13 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use serde_json::{Map, Value, json};
 
 use super::shorten;
+use crate::attest::tee_names::SPELLINGS;
 use crate::attest::{AsStatus, Evidence, VerifyError, devices, token};
 
 /// Hash that binds the runtime data; the ecosystem's default.
 const HASH: &str = "sha384";
-/// TEEs with two spellings: of the REST API, and of gRPC and the certificate extension.
-const SPELLINGS: [(&str, &str); 2] = [("az-snp-vtpm", "azsnpvtpm"), ("az-tdx-vtpm", "aztdxvtpm")];
+/// What a service says of a TEE that it does not know.
+const UNKNOWN_TEE: [&str; 4] = ["not supported", "Unsupported TEE type", "unknown variant", "unknown TEE"];
 
 /// An appraisal asked for.
 pub struct Ask {
@@ -130,7 +131,7 @@ impl Ask {
         let coded = code == "AS.REQUEST.UNSUPPORTED_TEE";
         let named = |part: &Part| part.spellings().is_some() && (coded || text.contains(part.tee(spoken)));
         let named = self.parts.iter().any(named);
-        let unknown = coded || says(&["not supported", "Unsupported TEE type", "unknown variant", "unknown TEE"]);
+        let unknown = coded || says(&UNKNOWN_TEE);
         (named && unknown).then_some(Dialect { compact: !spoken.compact, ..spoken })
     }
 }
@@ -182,13 +183,25 @@ impl Refusal {
 
     /// What it means together with its status.
     pub fn error(&self, status: AsStatus) -> VerifyError {
-        let said = self.text.contains("Verifier evaluate failed") || self.text.contains("verifier evaluate failed");
+        let says = |words: &[&str]| words.iter().any(|w| self.text.contains(w));
+        let said = says(&["Verifier evaluate failed", "verifier evaluate failed"]);
         let shown = match self.code.as_str() {
             "" => shorten(&self.text),
             code => shorten(&format!("{code}: {}", self.text)),
         };
+        if self.code == "AS.EVIDENCE.BINDING_MISMATCH"
+            || said && ["report_data", "report data"].iter().any(|w| self.text.to_ascii_lowercase().contains(w))
+        {
+            return VerifyError::AsBinding(shown);
+        }
         if said || self.code.starts_with("AS.EVIDENCE.") {
             return VerifyError::AsRejected(shown);
+        }
+        if self.code == "AS.REQUEST.UNSUPPORTED_TEE" || says(&UNKNOWN_TEE) || says(&["-verifier` is not enabled"]) {
+            return VerifyError::AsTee { status, text: shown };
+        }
+        if says(&["olicy"]) && says(&["not found"]) {
+            return VerifyError::AsPolicy { status, text: shown };
         }
         VerifyError::AsError { status, text: shown }
     }
@@ -335,9 +348,9 @@ mod tests {
         let coded = br#"{"type":"x","status":422,"code":"AS.EVIDENCE.BINDING_MISMATCH","detail":"Not bound."}"#;
         assert_eq!(
             of(coded, 422),
-            "attestation service refused the evidence: AS.EVIDENCE.BINDING_MISMATCH: Not bound."
+            "attestation service found the evidence bound to something else: AS.EVIDENCE.BINDING_MISMATCH: Not bound."
         );
-        assert_eq!(of(b"Policy not found", 500), "attestation service answered 500: Policy not found");
+        assert_eq!(of(b"try again", 500), "attestation service answered 500: try again");
         let coded = |code: &str| Refusal { code: code.into(), ..Refusal::default() };
         let other = |tee, code, spoken| ask(tee).other(&coded(code), spoken);
         let (flat, compact) = (Dialect { flat: true, ..NEW }, Dialect { compact: true, ..NEW });

@@ -12,7 +12,7 @@ fn anchors(name: &str) -> Anchors {
     Anchors::from_files(&[PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/coco").join(name)]).unwrap()
 }
 
-fn claims(token: &str) -> Claims {
+fn claims(token: &str) -> Value {
     part(token.split('.').nth(1).unwrap(), "claims").unwrap()
 }
 
@@ -31,7 +31,7 @@ impl Case {
     }
     fn judge(&self) -> Result<Verdict, VerifyError> {
         let c = claims(&self.token);
-        let own = c.submods["cpu0"]["ear.veraison.annotated-evidence"]["runtime_data_claims"].as_object().cloned();
+        let own = c["submods"]["cpu0"]["ear.veraison.annotated-evidence"]["runtime_data_claims"].as_object().cloned();
         let runtime_data = self
             .runtime_data
             .clone()
@@ -42,7 +42,7 @@ impl Case {
             policy_ids: &[self.policy.to_owned()],
             allow_sample: self.allow_sample,
         };
-        let now = from_unix(c.iat.checked_add_signed(self.after_iat).unwrap()).unwrap();
+        let now = from_unix(c["iat"].as_u64().unwrap().checked_add_signed(self.after_iat).unwrap()).unwrap();
         verify(&self.token, &anchors(self.ca), &expected, now)
     }
     fn reason(&self) -> &'static str {

@@ -112,6 +112,8 @@ pub fn outcome(response: Response) -> Result<Vec<u8>, AttestError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attest::changes::{CASES, change};
+    use proptest::prelude::*;
 
     const SERVICE: &str = "attestation_agent.AttestationAgentService";
 
@@ -136,6 +138,26 @@ mod tests {
             let message = Request::decode(&sent[HEADER..]).unwrap();
             assert_eq!(message.service, SERVICE, "{name}");
             assert_eq!(request(1, &message.service, &message.method, message.payload, Duration::ZERO), sent, "{name}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(CASES))]
+
+        #[test]
+        fn no_changed_frame_panics_or_reads_as_longer_than_allowed(which in 0usize..64, change in change()) {
+            static ANSWERS: std::sync::LazyLock<Vec<Vec<u8>>> =
+                std::sync::LazyLock::new(|| recorded().into_iter().map(|(_, _, answer)| answer).collect());
+            let bad = change.of(&ANSWERS[which % ANSWERS.len()]);
+            let Some((head, body)) = bad.split_first_chunk::<HEADER>() else { return Ok(()) };
+            if let Ok(header) = answer_header(*head) {
+                prop_assert!(header.length <= MAX_PAYLOAD && head[8] == RESPONSE);
+            }
+            if let Ok(response) = Response::decode(body)
+                && let Err(AttestError::AaError { message, .. }) = outcome(response)
+            {
+                prop_assert!(message.chars().count() <= MAX_TEXT && !message.contains(char::is_control));
+            }
         }
     }
 
