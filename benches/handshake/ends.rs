@@ -87,7 +87,7 @@ impl Ends {
             let (endpoint, clock) = (config(role, HANDSHAKE_WITHIN), Arc::new(SystemClock));
             match way {
                 Way::ColdCertificate | Way::Cached | Way::CachedLarge => EndpointTls::rats_tls_only(&endpoint, clock),
-                Way::Confirmed => EndpointTls::without_tickets(&endpoint, clock),
+                Way::Confirmed => EndpointTls::without_resumption(&endpoint, clock),
                 _ => EndpointTls::with_clock(&endpoint, clock),
             }
         };

@@ -126,9 +126,9 @@ mod tests {
             ("launch_digest", "abcde"),
         ];
         assert_eq!(shown, wanted);
-        assert!(of_submod(None, None).is_empty());
+        assert!(with_vector(&Value::Null, None).is_empty());
         let many: serde_json::Map<_, _> = (0..1000).map(|n| (format!("c{n}"), json!(n))).collect();
-        let claims = of_submod(Some(&submod), Some(&Value::Object(many)));
+        let claims = with_vector(&Value::Object(many), submod.get("ear.trustworthiness-vector"));
         assert_eq!((claims.len(), claims["ar4si.hardware"].as_str()), (MAX_CLAIMS + 4, "affirming (2)"));
     }
 

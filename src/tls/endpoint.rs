@@ -13,7 +13,6 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
 
 use super::appraisal::Appraisal;
 use super::bind::{self, BindingCounts, LetIn, Origin, Proving};
-use super::certificate::fingerprint;
 use super::identity::{Fixed, IdentityStore};
 use super::resumption::{AsClient, AsServer, Handshake, Ticketing, Tickets};
 use super::rules::{Oversight, Rules, Settings};
