@@ -184,7 +184,7 @@ async fn streams_of_an_http2_tunnel_are_judged_by_the_new_rules_with_their_carri
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_grace_is_shown_refuses_new_connections_and_ends() {
-    const GRACE: Duration = Duration::from_secs(3);
+    const GRACE: Duration = Duration::from_secs(5);
     for (verifier, speaks) in [(Side::Ingress, Speaks::Tng1), (Side::Egress, Speaks::RatsTls)] {
         let service = FakeAs::start("127.0.0.1:0", AFFIRMING).await;
         let tunnel = Tunnel::new(verifier, demands(&service, "default"), attests(), speaks).await;
@@ -242,7 +242,7 @@ async fn who_is_affirmed_again_in_the_grace_lives_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_is_silent_after_the_reload_does_not_prolong_the_old_verdict() {
-    let brief = Duration::from_secs(3);
+    let brief = Duration::from_secs(5);
     let service = FakeAs::start("127.0.0.1:0", AFFIRMING).await;
     let silent = FakeAs::start("127.0.0.1:0", As::Silent).await;
     let by = |service| {

@@ -171,14 +171,24 @@ impl Shared {
 
     /// The peer failed: its connections end when it has not been affirmed again within `grace` of its first failure.
     pub fn fail(&self, why: Withdrawn, grace: Duration, counts: &Counts) -> Fate {
+        self.fail_in(&mut self.state(), why, grace, counts)
+    }
+
+    /// The same for a verdict that has ended by `now`. `None` when a new connection has just brought another one.
+    pub fn expire(&self, now: SystemTime, why: Withdrawn, grace: Duration, counts: &Counts) -> Option<Fate> {
         let mut state = self.state();
+        let ended = state.failed.is_none() && self.current.load().expires_at <= now;
+        ended.then(|| self.fail_in(&mut state, why, grace, counts))
+    }
+
+    fn fail_in(&self, state: &mut State, why: Withdrawn, grace: Duration, counts: &Counts) -> Fate {
         let before = state.failed.as_ref().map(|f| f.since);
         let since = before.unwrap_or_else(Instant::now);
         if before.is_none() {
             counts.failed.fetch_add(1, Ordering::Relaxed);
         }
         state.failed = Some(Failed { why, since, by: since + grace });
-        if self.end_if_due(&mut state) {
+        if self.end_if_due(state) {
             Fate::Over
         } else if before.is_some() {
             Fate::AsBefore

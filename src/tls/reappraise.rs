@@ -75,7 +75,7 @@ impl Watch {
             if left.is_zero() {
                 let over = match condition.failed {
                     Some(_) => self.shared.end(),
-                    None => self.fail(self.expired(failure.take(), now), &rules),
+                    None => self.expire(failure.take(), now, &rules),
                 };
                 if over {
                     return self.tell_end();
@@ -180,20 +180,16 @@ impl Watch {
         }
     }
 
+    /// The verdict has ended. True when the connections end now.
+    fn expire(&self, failure: Option<ChannelError>, now: SystemTime, rules: &InForce) -> bool {
+        let why = self.expired(failure, now);
+        let fate = self.shared.expire(now, why.clone(), rules.judge.grace(), &self.counts);
+        fate.is_some_and(|fate| is_over(fate, &why))
+    }
+
     /// True when the connections end now.
     fn fail(&self, why: Withdrawn, rules: &InForce) -> bool {
-        let (reason, detail) = (why.reason, why.text.clone());
-        match self.shared.fail(why, rules.judge.grace(), &self.counts) {
-            Fate::Over => return true,
-            Fate::Grace(grace) => tracing::warn!(
-                reason,
-                detail,
-                grace_ms = grace.as_millis() as u64,
-                "the peer's open connections will be closed unless it is affirmed again"
-            ),
-            Fate::AsBefore => tracing::debug!(reason, detail, "the peer failed again"),
-        }
-        false
+        is_over(self.shared.fail(why.clone(), rules.judge.grace(), &self.counts), &why)
     }
 
     fn tell_end(&self) {
@@ -201,6 +197,22 @@ impl Watch {
             tracing::warn!(reason = why.reason, detail = why.text, "the peer's open connections are closed");
         }
     }
+}
+
+/// Says once what becomes of a peer that failed.
+fn is_over(fate: Fate, why: &Withdrawn) -> bool {
+    let Withdrawn { reason, text: detail } = why;
+    match fate {
+        Fate::Over => return true,
+        Fate::Grace(grace) => tracing::warn!(
+            reason,
+            detail,
+            grace_ms = grace.as_millis() as u64,
+            "the peer's open connections will be closed unless it is affirmed again"
+        ),
+        Fate::AsBefore => tracing::debug!(reason, detail, "the peer failed again"),
+    }
+    false
 }
 
 /// Other rules are in force.
