@@ -127,11 +127,14 @@ fn notify(notes: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) {
 pub fn socket_stopped(file: &Path) -> Result<(), UnitError> {
     let instance = config::instance_of(file)?;
     let stays = in_force::last_good_of(file).is_some_and(|good| good.config.on_stop == OnStop::Closed);
-    let asked = manager::pending_job(&format!("tng@{instance}.socket"))?.as_deref() == Some("stop");
-    if stays || !asked || manager::is_shutting_down() {
+    let (socket, guard) = (format!("tng@{instance}.socket"), format!("tng-guard@{instance}.service"));
+    let asked = || Ok::<_, UnitError>(manager::pending_job(&socket)?.as_deref() == Some("stop"));
+    if stays || !asked()? || manager::is_shutting_down() {
         return Ok(());
     }
-    manager::stop_unless_wanted(&format!("tng-guard@{instance}.service"))
+    manager::stop_unless_wanted(&guard)?;
+    // A start that came before the guard began to stop found it running, and left it out.
+    if asked()? { Ok(()) } else { manager::systemctl(&["start", "--no-block", &guard]).map(drop) }
 }
 
 /// `ExecStopPost=` of the guard: an instance that was stopped without its file is not wanted back after the next boot.

@@ -65,8 +65,9 @@ pub fn stops(pair: &Pair) {
         String::new()
     });
     pair.point("systemctl stop and start at once: the guard runs in the end", || {
-        for _ in 0..5 {
-            host.sh("systemctl stop tng@ingress; systemctl start tng@ingress");
+        // The start finds service, socket and guard at different points of their stop.
+        for moment in 0..8 {
+            host.sh(&format!("systemctl stop tng@ingress; sleep 0.{moment}; systemctl start tng@ingress"));
             wait_state(host, "tng@ingress.service", "active");
             wait_state(host, "tng-guard@ingress.service", "active");
             assert!(host.holds("nft list tables | grep -q tngguard_ingress"), "no guard table");
@@ -119,6 +120,7 @@ pub fn stops(pair: &Pair) {
         wait_state(host, "tng@second.service", "inactive");
         host.sh("systemctl start tng@ingress");
         pair.wait_served();
+        wait_state(host, "tng-guard@ingress.service", "active");
         String::new()
     });
 }

@@ -227,11 +227,12 @@ fn chain(
     now: SystemTime,
 ) -> Result<(&'static str, u64), BuiltinError> {
     let mut why = BuiltinError::ReportChain("it does not end in a root of AMD's");
+    let (key, issuer) = if extension(leaf, CSP_ID).is_some() { ("VLEK", "ASVK") } else { ("VCEK", "ASK") };
     for root in roots {
         let (Some(ark), Some(ask)) = (parse(&root.ark), parse(&root.ask)) else { continue };
         let between = std::iter::once(&ask).chain(shown);
         for ask in between.filter(|a| is_ca(a) && issued(a, leaf) && issued(&ark, a)) {
-            match validity(&[(leaf, "VCEK or VLEK"), (ask, "ASK or ASVK"), (&ark, "ARK")], clock::unix(now)) {
+            match validity(&[(leaf, key), (ask, issuer), (&ark, "ARK")], clock::unix(now)) {
                 Ok(end) => return Ok((root.product, end)),
                 Err(refused) => why = refused,
             }
