@@ -19,6 +19,15 @@ fn encoded(value: &Value) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(value.to_string())
 }
 
+/// The recorded header, with the beginnings of its certificates: most of the time would go into base64.
+fn header() -> Value {
+    let mut header = json_part(0);
+    for text in header["jwk"]["x5c"].as_array_mut().unwrap() {
+        *text = text.as_str().unwrap()[..64].into();
+    }
+    header
+}
+
 /// One token in each form.
 fn forms() -> [Value; 3] {
     let draft_04 = json!({
@@ -84,7 +93,7 @@ proptest! {
     // The signature is of another length than any: whatever the header says, it is none.
     #[test]
     fn no_changed_header_panics_or_is_believed(at: u16, which: u8, bytes in change(), raw: bool) {
-        static HEADER: std::sync::LazyLock<Value> = std::sync::LazyLock::new(|| json_part(0));
+        static HEADER: std::sync::LazyLock<Value> = std::sync::LazyLock::new(header);
         let header = if raw {
             BASE64_URL_SAFE_NO_PAD.encode(bytes.of(HEADER.to_string().as_bytes()))
         } else {
@@ -105,7 +114,7 @@ proptest! {
 
     #[test]
     fn no_changed_key_panics_in_a_set_or_as_one_of_a_chain(at: u16, which: u8, bytes in change()) {
-        static JWK: std::sync::LazyLock<Value> = std::sync::LazyLock::new(|| json_part(0)["jwk"].clone());
+        static JWK: std::sync::LazyLock<Value> = std::sync::LazyLock::new(|| header()["jwk"].clone());
         static SET: std::sync::LazyLock<String> =
             std::sync::LazyLock::new(|| json!({ "keys": [{ "kty": "RSA", "n": "AQ", "e": "AQ" }, *JWK] }).to_string());
         if let Some(set) = Anchors::from_jwks(&bytes.of(SET.as_bytes()), "set".into()) {
