@@ -100,7 +100,7 @@ fn empty(verdict: super::VerdictView) -> Report {
 fn told(appraiser: Option<AppraiserView>, verify: Option<&Verify>, own: OwnEvidence) -> (Report, Files) {
     let (evidence, look) = EvidenceView::of_evidence(&own.evidence, "host");
     let path = Path::of(verify.map(|v| &v.provider), false, Some(&own.evidence.tee));
-    let mut checks = Checks::of_host(path);
+    let mut checks = Checks::of_host(path).without_policy();
     match look.as_ref().and_then(|l| l.bound) {
         Some(true) => checks.passed("report-data", Some("by the evidence's own words".into())),
         Some(false) => {

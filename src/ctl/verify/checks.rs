@@ -94,6 +94,8 @@ const EVIDENCE: &[&str] = &[
     "session-malformed",
     "session-unexpected",
     "session-truncated",
+    "session-ticket",
+    "session-ended",
 ];
 
 /// Reasons why this side has none.
@@ -130,6 +132,9 @@ const REPORT_DATA: Row = ("report-data", "TEE vouches for that binding (report d
 const SAMPLE: Row = ("real-tee", "TEE proves something, or need not", &["sample-tee-refused"]);
 const SOMEBODY: Row = ("appraisal", "somebody vouches for the evidence", &[]);
 const DEBUG: Row = ("debug", "TEE is not in debug mode", &["tee-debug"]);
+/// Where the configuration has one.
+const POLICY: Row =
+    ("policy", "this side's own policy allows it", &["policy-denied", "policy-error", "policy-timeout"]);
 const COLLATERAL: &[&str] = &[
     "collateral-missing",
     "collateral-unreachable",
@@ -175,6 +180,7 @@ const NO_ANSWER: &[&str] = &[
     "as-garbage",
     "as-no-token",
     "as-too-large",
+    "as-policy",
     "verify-busy",
     "verify-internal",
 ];
@@ -187,13 +193,13 @@ const SERVICE: &[Row] = &[
     (
         "evidence-accepted",
         "it accepts the evidence (signature, collateral, report data)",
-        &["as-rejected", "evidence-malformed"],
+        &["as-rejected", "as-binding", "as-tee", "evidence-malformed"],
     ),
 ];
 
 const QUOTE: &[Row] = &[
     ("quote", "quote is one of this TEE", &["quote-malformed", "tee-unsupported"]),
-    ("quote-chain", "its certificates lead to Intel's root", &["quote-chain"]),
+    ("quote-chain", "its certificates lead to Intel's root", &["quote-chain", "quote-no-certificate"]),
     ("collateral", "collateral is there and valid", COLLATERAL),
     ("quote-signature", "quote's signatures", &["quote-signature", "quote-refused"]),
     ("attributes", "attributes of the TEE", &["tee-attributes"]),
@@ -201,6 +207,7 @@ const QUOTE: &[Row] = &[
     REPORT_DATA,
     DEBUG,
     REFERENCE,
+    POLICY,
 ];
 
 const REFERENCE: Row =
@@ -209,7 +216,7 @@ const REFERENCE: Row =
 const SNP: &[Row] = &[
     ("report", "report is one of SEV-SNP", &["snp-report-malformed"]),
     ("endorsement", "the chip's certificate is there", &["snp-endorsement-missing", "collateral-unreachable"]),
-    ("report-chain", "its chain leads to AMD's root", &["snp-chain", "snp-chain-expired"]),
+    ("report-chain", "its chain leads to AMD's root", &["snp-chain", "snp-chain-expired", "snp-chain-not-yet-valid"]),
     ("endorsed", "it is about this chip and firmware", &["snp-endorsement-mismatch"]),
     ("report-signature", "report's signature", &["snp-report-signature"]),
     REPORT_DATA,
@@ -219,6 +226,7 @@ const SNP: &[Row] = &[
         "measurements and TCB are those of a reference value",
         &["reference-missing", "reference-mismatch", "tcb-out-of-date"],
     ),
+    POLICY,
 ];
 
 const TPM: &[Row] = &[
@@ -228,6 +236,7 @@ const TPM: &[Row] = &[
     REPORT_DATA,
     ("pcr-digest", "PCR values are those quoted", &["tpm-pcr-digest"]),
     ("reference", "PCRs are those of the reference value", &["tpm-pcr-missing", "tpm-pcr-value"]),
+    POLICY,
 ];
 
 const SAMPLE_ONLY: &[Row] = &[
@@ -236,6 +245,7 @@ const SAMPLE_ONLY: &[Row] = &[
     ("sample", "evidence is readable", &["evidence-malformed"]),
     REPORT_DATA,
     ("devices", "TEE vouches for the devices shown", &["evidence-devices"]),
+    POLICY,
 ];
 
 const AFTER: &[Row] = &[("accepted", "the peer accepts this side", &["session-refused", "session-unattested"])];
@@ -319,6 +329,15 @@ impl Checks {
             reasons: rows.iter().map(|(.., reasons)| *reasons).collect(),
             appraisal: first,
         }
+    }
+
+    /// Without the policy that nobody configured.
+    pub(super) fn without_policy(mut self) -> Self {
+        if let Some(at) = self.list.iter().position(|c| c.id == POLICY.0) {
+            self.list.remove(at);
+            self.reasons.remove(at);
+        }
+        self
     }
 
     fn get(&mut self, id: &str) -> Option<&mut Check> {

@@ -100,8 +100,14 @@ fn path_of(means: &Means, credential: Option<&Credential>) -> Path {
     }
 }
 
+fn checks_of(means: &Means, credential: Option<&Credential>, asked: bool) -> Checks {
+    let ra = &means.endpoint.ra;
+    let checks = Checks::of_peer(path_of(means, credential), ra.attest.is_some(), asked);
+    if ra.verify.as_ref().is_some_and(|v| v.rego.is_some()) { checks } else { checks.without_policy() }
+}
+
 fn unreached(target: &str, means: &Means, refusal: &Refusal) -> Report {
-    let mut checks = Checks::of_peer(path_of(means, None), means.endpoint.ra.attest.is_some(), false);
+    let mut checks = checks_of(means, None, false);
     checks.refused_in("connection", refusal.reason(), refusal.to_string());
     let verdict = explained(Outcome::NotJudged, checks.first_failed(), None);
     Report {
@@ -160,7 +166,7 @@ fn told(options: &VerifyOptions, means: &Means, met: Met) -> (Report, Files) {
         None => (None, None),
     };
     let own = means.endpoint.ra.attest.is_some();
-    let mut checks = Checks::of_peer(path_of(means, credential), own, seen.wants_evidence);
+    let mut checks = checks_of(means, credential, seen.wants_evidence);
     looked_at(&mut checks, &seen, shown.as_ref(), look.as_ref(), &address);
     let peers = judge(&mut checks, &seen, own);
     if means.endpoint.ra.verify.is_none() {

@@ -12,7 +12,9 @@ use serde_json::{Map, Value};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
-use crate::attest::{Credential, Evidence, Look, bound_devices, look, printable_claims, token_unverified};
+use crate::attest::{
+    Credential, Evidence, Look, bound_devices, look, printable_claims, token_glance, token_unverified,
+};
 use crate::config::Seen;
 
 /// Parts of a token that are shown.
@@ -177,10 +179,9 @@ impl EvidenceView {
         match credential {
             Credential::Evidence(evidence) => Self::of_evidence(evidence, from),
             Credential::Token(token) => {
-                let glance = token_unverified(token).ok();
-                let cpu = glance.as_ref().and_then(|(_, claims)| PartView::all(claims).into_iter().next());
-                let path = "/submods/cpu0/ear.veraison.annotated-evidence/runtime_data_claims";
-                let runtime_data = glance.as_ref().and_then(|(_, c)| c.pointer(path).cloned()).unwrap_or_default();
+                let cpu =
+                    token_unverified(token).ok().and_then(|(_, claims)| PartView::all(&claims).into_iter().next());
+                let runtime_data = token_glance(token).ok().and_then(|g| g.runtime_data).unwrap_or_default();
                 let tee = cpu.and_then(|part| part.tee);
                 (Self { runtime_data, ..Self::empty(from, "token", tee, token.len()) }, None)
             }
@@ -263,23 +264,60 @@ impl TokenView {
 }
 
 impl PartView {
+    /// Submodules of an EAR; a token without any is one of the `Simple` form.
     fn all(claims: &Value) -> Vec<Self> {
-        let submods = claims["submods"].as_object().into_iter().flatten();
-        submods.take(MAX_PARTS).map(|(name, part)| Self::of(name, part)).collect()
+        match claims["submods"].as_object() {
+            Some(submods) => submods.iter().take(MAX_PARTS).map(|(name, part)| Self::of(name, part)).collect(),
+            None if claims["tee"].is_string() => vec![Self::simple(claims)],
+            None => Vec::new(),
+        }
     }
 
+    /// With the names of draft-fv-rats-ear, or of draft-ietf-rats-ear-04.
     fn of(name: &str, part: &Value) -> Self {
-        let text = |key: &str| part[key].as_str().map(str::to_owned);
-        let evidence = part["ear.veraison.annotated-evidence"].as_object();
+        let old = part["ear.veraison.annotated-evidence"].as_object();
         let known = ["report_data", "runtime_data_claims", "init_data", "init_data_claims"];
-        let tee = evidence.and_then(|all| all.iter().find(|(key, _)| !known.contains(&key.as_str())));
+        let old = old.and_then(|all| all.iter().find(|(key, _)| !known.contains(&key.as_str())));
+        let new = &part["ear_attester_claims"];
+        let (tee, claims) = match old {
+            Some((tee, claims)) => (Some(tee.clone()), claims),
+            None => (new["tee"].as_str().map(str::to_owned), &new["claims"]),
+        };
+        let first = |keys: [&str; 2]| keys.iter().map(|key| &part[*key]).find(|v| !v.is_null()).and_then(text_of);
         Self {
             name: name.to_owned(),
-            status: text("ear.status"),
-            policy: text("ear.appraisal-policy-id"),
-            claims: tee.map(|(_, claims)| printable_claims(claims)).unwrap_or_default(),
-            tee: tee.map(|(key, _)| key.clone()),
+            status: first(["ear.status", "ear_status"]),
+            policy: first(["ear.appraisal-policy-id", "ear_appraisal_policy_ids"]),
+            claims: printable_claims(claims),
+            tee,
         }
+    }
+
+    fn simple(claims: &Value) -> Self {
+        let reports = claims["evaluation-reports"].as_array().into_iter().flatten().take(MAX_PARTS);
+        let policies: Vec<_> = reports.filter_map(|r| r["policy-id"].as_str()).collect();
+        // Some write it as text.
+        let found = match &claims["tcb-status"] {
+            Value::String(text) => serde_json::from_str(text).unwrap_or_default(),
+            other => other.clone(),
+        };
+        Self {
+            name: "tee".into(),
+            tee: text_of(&claims["tee"]),
+            status: None,
+            policy: (!policies.is_empty()).then(|| policies.join(", ")),
+            claims: printable_claims(&found),
+        }
+    }
+}
+
+/// A word, a number, or a list of words.
+fn text_of(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Array(all) => Some(all.iter().take(MAX_PARTS).filter_map(text_of).collect::<Vec<_>>().join(", ")),
+        _ => None,
     }
 }
 
@@ -296,5 +334,27 @@ mod tests {
         assert_eq!((cpu.name.as_str(), cpu.tee.as_deref()), ("cpu0", Some("sample")));
         assert!(view.parts.len() == 2 && view.expires_at.is_some(), "{view:?}");
         assert!(TokenView::of("no token", "peer").parts.is_empty());
+    }
+
+    #[test]
+    fn tokens_of_later_drafts_and_simple_ones_show_their_parts_too() {
+        let part = PartView::of(
+            "cpu0",
+            &serde_json::json!({
+                "ear_status": 2,
+                "ear_appraisal_policy_ids": ["a", "b"],
+                "ear_attester_claims": { "tee": "tdx", "claims": { "debug": false } },
+            }),
+        );
+        assert_eq!(
+            (part.status.as_deref(), part.policy.as_deref(), part.tee.as_deref()),
+            (Some("2"), Some("a, b"), Some("tdx"))
+        );
+        assert_eq!(part.claims["debug"], "false");
+        let simple =
+            serde_json::json!({ "tee": "snp", "evaluation-reports": [{ "policy-id": "p" }], "tcb-status": {} });
+        let parts = PartView::all(&simple);
+        assert_eq!((parts.len(), parts[0].tee.as_deref(), parts[0].policy.as_deref()), (1, Some("snp"), Some("p")));
+        assert!(PartView::all(&serde_json::json!({ "submods": { "x": 1 } }))[0].tee.is_none());
     }
 }
