@@ -9,8 +9,8 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use tokio::time::timeout;
 
-use super::certificate::fingerprint;
 use super::appraisal::{Appraisal, appraise};
+use super::certificate::fingerprint;
 use super::session::{BoundSession, SessionError};
 use super::snapshot::Snapshot;
 use super::standing::{Entry, Judge, Shown, Standing, Standings};

@@ -20,8 +20,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::{TlsConnector, TlsStream};
 
-use super::certificate::{self, Made, VALIDITY};
 use super::appraisal::appraise;
+use super::certificate::{self, Made, VALIDITY};
 use super::endpoint::setup;
 use super::peer::PeerCertificate;
 use super::session::{Asker, BoundSession, Exchange, Proven, Prover, SessionError, Turn};
