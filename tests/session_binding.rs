@@ -76,6 +76,18 @@ async fn later_connections_confirm_the_session_and_carry_its_age() {
 }
 
 #[tokio::test]
+async fn a_side_that_only_attests_counts_what_it_showed() {
+    let (client, server) = (endpoint(client_side()), endpoint(server_side()));
+    for _ in 0..3 {
+        let (c, s) = meet(&client, &server).await;
+        let _ = (c.unwrap(), s.unwrap());
+    }
+    let [client, server] = [client.status(), server.status()];
+    assert_eq!((server.session_bound, server.session_confirmed, server.cache_hits), (1, 2, 0));
+    assert_eq!((client.session_bound, client.session_confirmed, client.cache_hits), (1, 2, 2));
+}
+
+#[tokio::test]
 async fn a_session_is_not_resumed_beyond_verdict_ttl_and_never_with_zero() {
     let with = |ttl| ra(None, Some(Verify { verdict_ttl: ttl, ..verify_sample(true) }));
     let server = endpoint(server_side());

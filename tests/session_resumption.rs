@@ -101,7 +101,8 @@ async fn later_connections_resume_with_the_sessions_verdict_and_its_age() {
         }
         for side in [&client, &server] {
             assert_eq!(counts(side), [1, 0, 5], "{row}");
-            assert_eq!(side.status().cache_hits, 5);
+            let hits = if side.status().verify.is_some() { 5 } else { 0 };
+            assert_eq!(side.status().cache_hits, hits, "{row}");
         }
     }
 }

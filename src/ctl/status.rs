@@ -104,9 +104,11 @@ fn binding_row(attestation: &serde_json::Value) -> Vec<String> {
     }
     let required = attestation.get("require_session_binding").and_then(serde_json::Value::as_bool) == Some(true);
     let line = format!(
-        "{} to the session, {} to one bound before, {} to the certificate only{}",
+        "{} to the session, {} to one bound before ({} confirmed it, {} resumed), {} to the certificate only{}",
         count("session_bound"),
         count("session_confirmed") + count("session_resumed"),
+        count("session_confirmed"),
+        count("session_resumed"),
         count("certificate_bound"),
         if required { "; session binding is required" } else { "" },
     );

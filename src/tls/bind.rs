@@ -13,7 +13,7 @@ use super::appraisal::{Appraisal, appraise};
 use super::certificate::VALIDITY;
 use super::identity::Fixed;
 use super::peer::PeerCertificate;
-use super::session::{Asker, BoundSession, Exchange, Outcome, Proven, Prover, SessionError, Turn};
+use super::session::{Asker, BoundSession, Exchange, Outcome, Proof, Proven, Prover, SessionError, Turn};
 use super::{Alpn, ChannelError};
 use crate::attest::{Attester, Verdict};
 use crate::config::{Model, Ra};
@@ -68,8 +68,10 @@ pub(super) async fn bind(
         places: &p.places,
     });
     let Outcome { bound, proved } = Exchange::new(stream).run(prover, appraisal.map(|a| &**a as &dyn Asker)).await?;
-    let origin = if bound.as_ref().is_some_and(|b| b.resumed) { Origin::Confirmation } else { Origin::Evidence };
-    Ok(LetIn { session: bound.map(|b| b.session), origin, proved })
+    // A side that verifies goes by what it saw, one that does not by what it showed.
+    let confirmed = bound.as_ref().map_or(proved == Some(Proof::Confirmation), |b| b.resumed);
+    let origin = if confirmed { Origin::Confirmation } else { Origin::Evidence };
+    Ok(LetIn { session: bound.map(|b| b.session), origin, proved: proved.is_some() })
 }
 
 /// How a connection of `tng/1` was let in.

@@ -295,7 +295,7 @@ impl EndpointTls {
             as_calls: self.appraisal.as_ref().map_or(0, |a| a.verifier.calls()),
             as_failovers: self.appraisal.as_ref().map_or(0, |a| a.verifier.failovers()),
             as_latency: self.appraisal.as_ref().and_then(|a| a.verifier.latency()),
-            cache_hits: self.appraisal.as_ref().map_or(0, |a| a.hits()) + confirmed + resumed,
+            cache_hits: self.appraisal.as_ref().map_or(0, |a| a.hits() + confirmed + resumed),
             aa_calls: self.proving.as_ref().map_or(0, |p| p.attester.calls()),
             aa_latency: self.proving.as_ref().and_then(|p| p.attester.latency()),
             token_latency: self.proving.as_ref().and_then(|p| p.attester.token_latency()),

@@ -46,7 +46,8 @@ pub struct TlsStatus {
     pub require_session_binding: bool,
     /// Channels whose evidence was made for them (`tng/1`).
     pub session_bound: u64,
-    /// Channels whose peer confirmed a session that was bound before, as far as this side verifies.
+    /// Channels that confirmed a session that was bound before: the peer to this side or, where it does not verify, this side
+    /// to the peer.
     pub session_confirmed: u64,
     /// Channels that resumed a bound session by a TLS ticket.
     pub session_resumed: u64,

@@ -69,10 +69,13 @@ fn of_sample(evidence: &[u8]) -> Result<Look, VerifyError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use proptest::prelude::*;
 
     use super::*;
     use crate::attest::RuntimeData;
+    use crate::attest::changes::{CASES, change};
     use crate::config::VOCABULARY;
 
     fn evidence(tee: &str, bytes: &[u8]) -> Evidence {
@@ -80,9 +83,14 @@ mod tests {
         Evidence { tee: tee.into(), evidence: bytes.to_vec(), additional: None, runtime_data }
     }
 
+    static QUOTES: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| ["tdx", "sgx"].map(recorded));
+
+    fn recorded(tee: &str) -> Vec<u8> {
+        std::fs::read(format!("{}/tests/fixtures/quotes/{tee}_quote", env!("CARGO_MANIFEST_DIR"))).unwrap()
+    }
+
     fn quote_of(tee: &str) -> Evidence {
-        let path = format!("{}/tests/fixtures/quotes/{tee}_quote", env!("CARGO_MANIFEST_DIR"));
-        let quote = BASE64_STANDARD.encode(std::fs::read(path).unwrap());
+        let quote = BASE64_STANDARD.encode(recorded(tee));
         evidence(tee, format!(r#"{{"quote":"{quote}"}}"#).as_bytes())
     }
 
@@ -112,12 +120,21 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(CASES))]
+
         #[test]
         fn no_bytes_of_a_peer_panic(tee in 0..5usize, bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let tee = ["tdx", "sgx", "snp", "tpm", "sample"][tee];
             let _ = look(&evidence(tee, &bytes));
             let quote = format!(r#"{{"quote":"{}"}}"#, BASE64_STANDARD.encode(&bytes));
             let _ = look(&evidence(tee, quote.as_bytes()));
+        }
+
+        #[test]
+        fn no_changed_quote_panics(sgx: bool, change in change()) {
+            let (tee, real) = if sgx { ("sgx", &QUOTES[1]) } else { ("tdx", &QUOTES[0]) };
+            let changed = format!(r#"{{"quote":"{}"}}"#, BASE64_STANDARD.encode(change.of(real)));
+            let _ = look(&evidence(tee, changed.as_bytes()));
         }
     }
 }

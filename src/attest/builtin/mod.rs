@@ -214,6 +214,8 @@ impl Verifier for BuiltinVerifier {
         if !super::json_contains(&bound.into(), expected.object()) {
             return Err(VerifyError::ReportData);
         }
+        // Devices are not appraised here; other ones than the TEE vouches for are no peer's of ours.
+        super::devices::bound(evidence)?;
         if evidence.tee == "tpm" {
             return self.tpm(evidence, expected).await;
         }

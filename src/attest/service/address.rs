@@ -176,7 +176,7 @@ impl Address {
 
     async fn rest(&self, ask: &Ask, headers: &Headers, until: Instant) -> Result<Token, HttpFailure> {
         let spoken = self.dialect.load(Ordering::Relaxed);
-        let mut dialect = Dialect { flat: spoken & 1 != 0, compact: spoken & 2 != 0 };
+        let mut dialect = Dialect { flat: spoken & 1 != 0 && !ask.has_devices(), compact: spoken & 2 != 0 };
         for attempt in 1.. {
             self.requests.fetch_add(1, Ordering::Relaxed);
             let url = format!("{}/attestation", self.base);
@@ -191,7 +191,7 @@ impl Address {
             }
             let refusal = Refusal::of_body(&reply.body);
             if let Some(other) = ask.other(&refusal, dialect).filter(|_| attempt < MAX_TRIES) {
-                dialect = other;
+                dialect = ask.whole_in(other)?;
                 continue;
             }
             let status = reply.status.as_u16();
@@ -204,7 +204,7 @@ impl Address {
 
     async fn grpc(&self, ask: &Ask, headers: &Headers, until: Instant) -> Result<Token, VerifyError> {
         let spoken = self.dialect.load(Ordering::Relaxed);
-        let mut dialect = Dialect { flat: spoken & 1 != 0, compact: spoken & 4 == 0 };
+        let mut dialect = Dialect { flat: spoken & 1 != 0 && !ask.has_devices(), compact: spoken & 4 == 0 };
         for attempt in 1.. {
             match self.call("AttestationEvaluate", &ask.protobuf(dialect), headers, until).await {
                 Ok(answer) => {
@@ -217,7 +217,7 @@ impl Address {
                 Err(CallError::Status(code, text)) => {
                     let refusal = Refusal::of_text(text);
                     match ask.other(&refusal, dialect) {
-                        Some(other) if attempt < MAX_TRIES => dialect = other,
+                        Some(other) if attempt < MAX_TRIES => dialect = ask.whole_in(other)?,
                         _ => return Err(of_status(code, refusal)),
                     }
                 }

@@ -89,7 +89,23 @@ impl Ask {
         Ok(Self { parts, policy_ids: policy_ids.to_vec() })
     }
 
-    /// Body of `POST /attestation`. A flat request has room for the first part alone.
+    /// Whether there is more to appraise than the TEE.
+    pub fn has_devices(&self) -> bool {
+        self.parts.len() > 1
+    }
+
+    /// `dialect`, when all parts can be asked for in it.
+    ///
+    /// # Errors
+    /// A flat request has room for the first alone: a service of before 1.6 cannot appraise the devices.
+    pub fn whole_in(&self, dialect: Dialect) -> Result<Dialect, VerifyError> {
+        if dialect.flat && self.has_devices() {
+            return Err(VerifyError::Devices("the service takes one piece of evidence alone"));
+        }
+        Ok(dialect)
+    }
+
+    /// Body of `POST /attestation`, of all parts or of the first alone.
     pub fn json(&self, dialect: Dialect) -> String {
         let mut all: Vec<Value> = self.parts.iter().map(|part| part.json(dialect)).collect();
         if dialect.flat {

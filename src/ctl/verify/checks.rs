@@ -188,7 +188,7 @@ const NO_ANSWER: &[&str] = &[
 const ANCHORS: Row = ("anchors", "who may sign tokens is known", NO_ANSWER);
 
 const SERVICE: &[Row] = &[
-    ("devices", "TEE vouches for the devices shown", &["evidence-devices"]),
+    DEVICES,
     ("service", "attestation service answers", NO_ANSWER),
     (
         "evidence-accepted",
@@ -197,7 +197,10 @@ const SERVICE: &[Row] = &[
     ),
 ];
 
+const DEVICES: Row = ("devices", "TEE vouches for the devices shown", &["evidence-devices"]);
+
 const QUOTE: &[Row] = &[
+    DEVICES,
     ("quote", "quote is one of this TEE", &["quote-malformed", "tee-unsupported"]),
     ("quote-chain", "its certificates lead to Intel's root", &["quote-chain", "quote-no-certificate"]),
     ("collateral", "collateral is there and valid", COLLATERAL),
@@ -214,6 +217,7 @@ const REFERENCE: Row =
     ("reference", "measurements are those of a reference value", &["reference-missing", "reference-mismatch"]);
 
 const SNP: &[Row] = &[
+    DEVICES,
     ("report", "report is one of SEV-SNP", &["snp-report-malformed"]),
     ("endorsement", "the chip's certificate is there", &["snp-endorsement-missing", "collateral-unreachable"]),
     ("report-chain", "its chain leads to AMD's root", &["snp-chain", "snp-chain-expired", "snp-chain-not-yet-valid"]),
@@ -230,6 +234,7 @@ const SNP: &[Row] = &[
 ];
 
 const TPM: &[Row] = &[
+    DEVICES,
     ("quote", "evidence is one of a TPM", &["tpm-evidence-malformed"]),
     ("attestation-key", "its key is pinned by a reference value", &["tpm-ak-untrusted", "tpm-ak-unfit"]),
     ("quote-signature", "quote's signature", &["tpm-signature", "tpm-not-quote"]),
@@ -244,7 +249,7 @@ const SAMPLE_ONLY: &[Row] = &[
     SAMPLE,
     ("sample", "evidence is readable", &["evidence-malformed"]),
     REPORT_DATA,
-    ("devices", "TEE vouches for the devices shown", &["evidence-devices"]),
+    DEVICES,
     POLICY,
 ];
 
@@ -305,6 +310,8 @@ pub(super) struct Checks {
     reasons: Vec<&'static [&'static str]>,
     /// Place of the first check that somebody else makes.
     appraisal: usize,
+    /// Checks that nobody makes of what this peer shows.
+    left_out: Vec<&'static str>,
 }
 
 impl Checks {
@@ -328,16 +335,32 @@ impl Checks {
             list: rows.iter().map(plain).collect(),
             reasons: rows.iter().map(|(.., reasons)| *reasons).collect(),
             appraisal: first,
+            left_out: Vec::new(),
         }
     }
 
     /// Without the policy that nobody configured.
-    pub(super) fn without_policy(mut self) -> Self {
-        if let Some(at) = self.list.iter().position(|c| c.id == POLICY.0) {
+    pub(super) fn without_policy(self) -> Self {
+        self.without(POLICY.0)
+    }
+
+    /// Without the reference values that nobody configured, beside a policy.
+    pub(super) fn without_reference(self) -> Self {
+        self.without("reference")
+    }
+
+    fn without(mut self, id: &str) -> Self {
+        if let Some(at) = self.list.iter().position(|c| c.id == id) {
             self.list.remove(at);
             self.reasons.remove(at);
         }
         self
+    }
+
+    /// Says why a check is not made, by the appraisal neither.
+    pub(super) fn left_out(&mut self, id: &'static str, why: &str) {
+        self.not_done(id, why);
+        self.left_out.push(id);
     }
 
     fn get(&mut self, id: &str) -> Option<&mut Check> {
@@ -361,7 +384,9 @@ impl Checks {
 
     /// There is nobody to make the checks that are still open.
     pub(super) fn nobody_appraises(&mut self) {
-        for check in self.list[self.appraisal..].iter_mut().filter(|c| c.id != AFTER[0].0) {
+        let left_out = &self.left_out;
+        let made = |check: &&mut Check| check.id != AFTER[0].0 && !left_out.contains(&check.id);
+        for check in self.list[self.appraisal..].iter_mut().filter(made) {
             if check.state == State::NotDone && check.detail.is_none() {
                 check.detail = Some("nobody appraises".into());
             }
@@ -376,7 +401,9 @@ impl Checks {
 
     /// The appraisal ended well: nothing of it is left open, and its word goes before what was seen by looking alone.
     pub(super) fn appraised(&mut self) {
-        for check in self.list[self.appraisal..].iter_mut().filter(|c| c.id != AFTER[0].0) {
+        let left_out = &self.left_out;
+        let made = |check: &&mut Check| check.id != AFTER[0].0 && !left_out.contains(&check.id);
+        for check in self.list[self.appraisal..].iter_mut().filter(made) {
             match check.state {
                 State::Passed => {}
                 State::NotDone => check.state = State::Passed,

@@ -73,3 +73,16 @@ fn a_failure_before_the_appraisal_leaves_it_undone() {
     assert_eq!(checks.first_failed().map(|c| c.id), Some("accepted"));
     assert!(checks.list.iter().any(|c| c.id == "reference" && c.state == State::Passed));
 }
+
+#[test]
+fn what_nobody_looks_at_is_not_passed() {
+    let state = |checks: &Checks, id: &str| checks.list.iter().find(|c| c.id == id).map(|c| c.state);
+    let mut whole = Checks::of_peer(Path::Quote, false, false);
+    whole.appraised();
+    assert_eq!([state(&whole, "reference"), state(&whole, "devices")], [Some(State::Passed); 2]);
+    let mut part = Checks::of_peer(Path::Quote, false, false).without_reference();
+    part.left_out("devices", "shown, and named by nobody");
+    part.appraised();
+    assert_eq!([state(&part, "reference"), state(&part, "devices")], [None, Some(State::NotDone)]);
+    assert_eq!(state(&part, "policy"), Some(State::Passed));
+}

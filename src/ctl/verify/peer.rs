@@ -11,8 +11,10 @@ use super::report::{AppraiserView, Outcome, Report, TlsView};
 use super::save::{Files, pem};
 use super::view::{CertificateView, EvidenceView, TokenView};
 use super::{Style, VerifyOptions, block_on, explained, finish, reference};
-use crate::attest::{Credential, EXPORTER, Look, NONCE, PUBKEY_HASH, RuntimeData, SystemClock, VerifyError, x509};
-use crate::config::{Endpoint, Mark, Mode};
+use crate::attest::{
+    Credential, EXPORTER, Look, NONCE, PUBKEY_HASH, RuntimeData, SystemClock, VerifyError, bound_devices, x509,
+};
+use crate::config::{Endpoint, Mark, Mode, VerifyProvider};
 use crate::ctl::local::LocalAnswer;
 use crate::relay::{Dialer, MarkPolicy, Refusal, Source, Target, probe_mark};
 use crate::tls::probe::{Observation, Prober};
@@ -102,8 +104,23 @@ fn path_of(means: &Means, credential: Option<&Credential>) -> Path {
 
 fn checks_of(means: &Means, credential: Option<&Credential>, asked: bool) -> Checks {
     let ra = &means.endpoint.ra;
-    let checks = Checks::of_peer(path_of(means, credential), ra.attest.is_some(), asked);
-    if ra.verify.as_ref().is_some_and(|v| v.rego.is_some()) { checks } else { checks.without_policy() }
+    let path = path_of(means, credential);
+    let mut checks = Checks::of_peer(path, ra.attest.is_some(), asked);
+    let rego = ra.verify.as_ref().is_some_and(|v| v.rego.is_some());
+    let provider = ra.verify.as_ref().map(|v| &v.provider);
+    let alone = matches!(provider, Some(VerifyProvider::Builtin(b)) if b.references.is_empty());
+    if !rego {
+        checks = checks.without_policy();
+    } else if alone && path != Path::Tpm {
+        checks = checks.without_reference();
+    }
+    if let Some(Credential::Evidence(evidence)) = credential
+        && evidence.additional.is_some()
+        && matches!(bound_devices(evidence), Ok(None))
+    {
+        checks.left_out("devices", "the peer shows devices that its TEE does not name: they count for nothing");
+    }
+    checks
 }
 
 fn unreached(target: &str, means: &Means, refusal: &Refusal) -> Report {

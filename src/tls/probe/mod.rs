@@ -110,7 +110,7 @@ impl Prober {
         let protocols = match only {
             Some(one) => vec![one],
             // Also to look without any roles: what the peer would show to who asks.
-            None if bare => vec![Alpn::Tng1, Alpn::RatsTls],
+            None if bare => vec![Alpn::Tng1, Alpn::RatsTls, Alpn::H2],
             None => bind::protocols(ra).0,
         };
         let service = ra.verify.as_ref().is_none_or(|v| matches!(v.provider, VerifyProvider::As(_)));

@@ -66,8 +66,17 @@ pub struct Bound {
 pub struct Outcome {
     /// The peer's session, if this side verifies.
     pub bound: Option<Bound>,
-    /// Whether the peer asked, and accepted this side.
-    pub proved: bool,
+    /// How the peer, if it asked, was shown who this side is.
+    pub proved: Option<Proof>,
+}
+
+/// What a peer accepted this side by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// Evidence about this connection.
+    Evidence,
+    /// The secret of an earlier session.
+    Confirmation,
 }
 
 /// What was asked.
@@ -122,7 +131,7 @@ impl<'a> Exchange<'a> {
         // The server asks without having seen ACCEPT, which so leaves together with the answer.
         let proved = self.prove(prover).await?;
         self.flush().await?;
-        if proved {
+        if proved.is_some() {
             self.accepted().await?;
         }
         Ok(Outcome { bound, proved })
@@ -137,7 +146,7 @@ impl<'a> Exchange<'a> {
         let proved = self.prove(prover).await?;
         let asked = self.ask(asker).await?;
         self.flush().await?;
-        if proved {
+        if proved.is_some() {
             self.accepted().await?;
         }
         let bound = self.judge(asker, asked).await?;
@@ -207,11 +216,11 @@ impl<'a> Exchange<'a> {
         Ok(Some(bound))
     }
 
-    /// Answers what the peer asks; false when it asks nothing.
-    async fn prove(&mut self, prover: Option<Prover<'_>>) -> Result<bool, ChannelError> {
+    /// Answers what the peer asks, if it asks anything.
+    async fn prove(&mut self, prover: Option<Prover<'_>>) -> Result<Option<Proof>, ChannelError> {
         let (nonce, resume) = match self.read().await? {
             Message::Ask { nonce, resume } => (nonce, resume),
-            Message::Pass => return Ok(false),
+            Message::Pass => return Ok(None),
             other => return Err(SessionError::Unexpected(other.name()).into()),
         };
         let Some(prover) = prover else {
@@ -220,7 +229,7 @@ impl<'a> Exchange<'a> {
         let about = self.half(self.role, &nonce).about(prover.spki)?;
         if let Some(secret) = resume.and_then(|id| prover.proven.secret(&id)) {
             self.queue(Message::Confirm(secret.confirm(&about)));
-            return Ok(true);
+            return Ok(Some(Proof::Confirmation));
         }
         let bytes = {
             let _place = prover.places.acquire().await.map_err(|_| AttestError::Pending)?;
@@ -233,7 +242,7 @@ impl<'a> Exchange<'a> {
         let (id, secret) = self.half(self.role, &nonce).session()?;
         prover.proven.keep(id, secret);
         self.queue(Message::Evidence(bytes));
-        Ok(true)
+        Ok(Some(Proof::Evidence))
     }
 
     async fn accepted(&mut self) -> Result<(), ChannelError> {

@@ -9,7 +9,7 @@ mod memory;
 mod message;
 
 pub use error::SessionError;
-pub(super) use exchange::{Asker, Exchange, Outcome, Prover};
+pub(super) use exchange::{Asker, Exchange, Outcome, Proof, Prover};
 pub use keys::{
     CONFIRMATION_LEN, EVIDENCE_LABEL, ID_LABEL, ID_LEN, NONCE_LEN, Role, SECRET_LABEL, Secret, SessionId, context,
 };
