@@ -160,13 +160,17 @@ async fn a_stolen_key_does_not_resume_the_session_of_its_tee() {
     });
     assert_eq!(diverted.await.0, "session-confirmation");
     // The TEE itself may.
+    let mut kept = [0; 32];
     let confirmed = meets(&verifier, &tee, async |raw| {
         let (nonce, resume) = raw.asked().await;
         assert_eq!(resume, Some(id), "an attack does not end the session");
-        raw.say(Message::Confirm(secret.confirm(&raw.about(&nonce)))).await;
+        kept = secret.confirm(&raw.about(&nonce));
+        raw.say(Message::Confirm(kept)).await;
         raw.say(Message::Pass).await;
     });
     assert_eq!(confirmed.await.0, "ok");
+    // What it said is of no use in another connection.
+    assert_eq!(answer_of(&verifier, &tee, async |_, _| Message::Confirm(kept)).await, "session-confirmation");
     assert_eq!(verifier.status().session_confirmed, 1);
 }
 

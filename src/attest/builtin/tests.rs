@@ -126,6 +126,26 @@ async fn evidence_of_another_key_is_refused() {
 }
 
 #[tokio::test]
+async fn devices_other_than_the_tee_names_are_refused_and_its_own_count_for_nothing() {
+    let (world, shown) = (World::new(), r#"{"sampledevice":{}}"#);
+    let verifier = world.verifier_at(&world.config(), NOW);
+    let about = runtime_data().with_devices(shown.as_bytes());
+    let mut evidence = world.tdx(&Td::default());
+    let mut report_data = [0; 64];
+    report_data[..48].copy_from_slice(&about.digest());
+    evidence.evidence = world.intel.evidence(&Td { report_data, ..Td::default() });
+    evidence.runtime_data = about.canonical().into();
+    for (additional, expected) in
+        [(None, "evidence-devices"), (Some(r#"{"nvidia":{}}"#), "evidence-devices"), (Some(shown), "ok")]
+    {
+        evidence.additional = additional.map(|text| text.as_bytes().to_vec());
+        assert_eq!(slug(&verifier, &evidence).await, expected);
+    }
+    let verdict = verifier.appraise(&evidence, &runtime_data()).await.unwrap();
+    assert!(verdict.devices.is_empty());
+}
+
+#[tokio::test]
 async fn a_tee_that_its_host_can_read_is_refused_unless_allowed() {
     let world = World::new();
     let strict = world.verifier_at(&world.config(), NOW);

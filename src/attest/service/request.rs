@@ -309,6 +309,23 @@ mod tests {
     }
 
     #[test]
+    fn devices_are_never_left_out_of_a_request() {
+        let shown = br#"{"sampledevice":{}}"#;
+        let runtime_data = crate::attest::RuntimeData::for_key(b"key").with_devices(shown);
+        let evidence = Evidence {
+            tee: "tdx".into(),
+            evidence: vec![1],
+            additional: Some(shown.to_vec()),
+            runtime_data: runtime_data.canonical().into(),
+        };
+        let with = Ask::new(&evidence, &["default".into()]).unwrap();
+        let flat = with.other(&said("missing field `tee`"), NEW).unwrap();
+        assert!(flat.flat && with.has_devices() && !ask("tdx").has_devices());
+        assert_eq!(with.whole_in(flat).unwrap_err().reason(), "evidence-devices");
+        assert_eq!((with.whole_in(NEW), ask("tdx").whole_in(flat)), (Ok(NEW), Ok(flat)));
+    }
+
+    #[test]
     fn azures_tees_are_spelled_as_the_service_knows_them() {
         for tee in ["az-snp-vtpm", "azsnpvtpm"] {
             let ask = ask(tee);
