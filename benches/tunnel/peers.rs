@@ -133,7 +133,7 @@ fn stunnel(end: End, ports: Ports, certs: &Certs) -> String {
     let mut text = format!(
         "foreground = yes\npid =\ndebug = warning\n[bench]\nclient = {client}\naccept = 127.0.0.1:{}\n\
          connect = 127.0.0.1:{}\ncert = {}\nkey = {}\nCAfile = {}\nverifyChain = yes\nrequireCert = yes\n\
-         sslVersion = TLSv1.3\nciphersuites = TLS_AES_128_GCM_SHA256\ncurves = X25519\nsessionResume = no\n\
+         sslVersion = TLSv1.3\nciphersuites = TLS_AES_128_GCM_SHA256\ncurves = X25519\nsessionResume = yes\n\
          socket = a:TCP_NODELAY=1\nsocket = l:TCP_NODELAY=1\nsocket = r:TCP_NODELAY=1\n",
         ports.listen,
         ports.target,
@@ -158,13 +158,13 @@ fn haproxy(end: End, ports: Ports, certs: &Certs) -> String {
         End::Client => write!(
             text,
             "  bind 127.0.0.1:{listen}\n  server far 127.0.0.1:{target} ssl crt {} ca-file {ca} verify required \
-             verifyhost {SERVER_NAME} ssl-min-ver TLSv1.3 ciphersuites TLS_AES_128_GCM_SHA256 no-ssl-reuse\n",
+             verifyhost {SERVER_NAME} ssl-min-ver TLSv1.3 ciphersuites TLS_AES_128_GCM_SHA256\n",
             certs.client.both.display(),
         ),
         End::Server => write!(
             text,
             "  bind 127.0.0.1:{listen} ssl crt {} ca-file {ca} verify required ssl-min-ver TLSv1.3 \
-             ciphersuites TLS_AES_128_GCM_SHA256 curves X25519 no-tls-tickets\n  server service 127.0.0.1:{target}\n",
+             ciphersuites TLS_AES_128_GCM_SHA256 curves X25519\n  server service 127.0.0.1:{target}\n",
             certs.server.both.display(),
         ),
     };
@@ -184,7 +184,7 @@ fn nginx(end: End, ports: Ports, dir: &Path, certs: &Certs) -> String {
         End::Client => write!(
             text,
             "listen 127.0.0.1:{listen};\nproxy_pass 127.0.0.1:{target};\nproxy_ssl on;\nproxy_ssl_protocols TLSv1.3;\n\
-             proxy_ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;\nproxy_ssl_session_reuse off;\n\
+             proxy_ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;\nproxy_ssl_session_reuse on;\n\
              proxy_ssl_certificate {};\nproxy_ssl_certificate_key {};\nproxy_ssl_trusted_certificate {ca};\n\
              proxy_ssl_verify on;\nproxy_ssl_name {SERVER_NAME};\n",
             certs.client.cert.display(),
@@ -193,8 +193,8 @@ fn nginx(end: End, ports: Ports, dir: &Path, certs: &Certs) -> String {
         End::Server => write!(
             text,
             "listen 127.0.0.1:{listen} ssl;\nproxy_pass 127.0.0.1:{target};\nssl_protocols TLSv1.3;\n\
-             ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;\nssl_ecdh_curve X25519;\nssl_session_tickets off;\n\
-             ssl_session_cache off;\nssl_certificate {};\nssl_certificate_key {};\nssl_client_certificate {ca};\n\
+             ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;\nssl_ecdh_curve X25519;\nssl_session_tickets on;\n\
+             ssl_session_cache shared:bench:10m;\nssl_certificate {};\nssl_certificate_key {};\nssl_client_certificate {ca};\n\
              ssl_verify_client on;\n",
             certs.server.cert.display(),
             certs.server.key.display(),
@@ -205,10 +205,10 @@ fn nginx(end: End, ports: Ports, dir: &Path, certs: &Certs) -> String {
 }
 
 fn tng(side: &str, ports: Ports) -> String {
-    // Both sides attest and both verify: the only way tng's TLS is mutual. Nothing is reused, as the others resume nothing.
+    // Both sides attest and both verify: the only way tng's TLS is mutual.
     format!(
         "[[{side}]]\nname = \"bench\"\n[{side}.mapping]\nlisten = \"127.0.0.1:{}\"\ntarget = \"127.0.0.1:{}\"\n\
-         [{side}.attest]\nprovider = \"sample\"\n[{side}.verify]\nprovider = \"sample\"\nallow_sample = true\nverdict_ttl = \"0s\"\n",
+         [{side}.attest]\nprovider = \"sample\"\n[{side}.verify]\nprovider = \"sample\"\nallow_sample = true\n",
         ports.listen, ports.target
     )
 }
