@@ -10,21 +10,9 @@ use std::time::Duration;
 use common::*;
 use fakes::aa::{FakeAa, Mode as Aa};
 use fakes::as_rest::{FakeAs, Mode as As};
-use tng::config::{AsService, Attest, AttestProvider, Ra, TrustedSigners, Verify, VerifyProvider};
+use tng::config::{AsService, Attest, AttestProvider, TrustedSigners, Verify, VerifyProvider};
 use tng::tls::{Alpn, EndpointTls, Peer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-fn mutual() -> Ra {
-    ra(Some(attest_sample()), Some(verify_sample(true)))
-}
-
-fn client_side() -> Ra {
-    ra(None, Some(verify_sample(true)))
-}
-
-fn server_side() -> Ra {
-    ra(Some(attest_sample()), None)
-}
 
 #[tokio::test]
 async fn peers_that_both_have_it_speak_tng1_and_bytes_pass() {

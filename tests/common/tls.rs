@@ -35,6 +35,21 @@ pub fn ra(attest: Option<Attest>, verify: Option<Verify>) -> Ra {
     Ra { attest, verify, ..Ra::default() }
 }
 
+/// Attests and verifies.
+pub fn mutual() -> Ra {
+    ra(Some(attest_sample()), Some(verify_sample(true)))
+}
+
+/// Verifies alone, as most clients do.
+pub fn client_side() -> Ra {
+    ra(None, Some(verify_sample(true)))
+}
+
+/// Attests alone, as most servers do.
+pub fn server_side() -> Ra {
+    ra(Some(attest_sample()), None)
+}
+
 /// An endpoint with these roles and a handshake deadline of five seconds.
 pub fn endpoint(ra: Ra) -> Arc<EndpointTls> {
     endpoint_within(ra, Duration::from_secs(5))
