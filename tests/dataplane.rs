@@ -3,7 +3,6 @@
 mod common;
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::*;
@@ -24,21 +23,6 @@ fn noise(len: usize) -> Vec<u8> {
     }
     bytes.truncate(len);
     bytes
-}
-
-/// A reset as the application sees it, or what it saw instead.
-async fn expect_reset(stream: &mut TcpStream) {
-    let mut rest = Vec::new();
-    let seen = timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await.expect("no end at all");
-    assert_eq!(seen.expect_err("a clean end").kind(), ErrorKind::ConnectionReset);
-}
-
-/// Connects to where it will be refused. The reset may come before the client has seen that it connected.
-async fn expect_refusal(entry: SocketAddr) {
-    match TcpStream::connect(entry).await {
-        Ok(mut stream) => expect_reset(&mut stream).await,
-        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -55,11 +55,11 @@ async fn other_rules_close_whom_they_refuse_and_renew_the_verdict_on_whom_they_a
 
         service.set(REFUSING);
         node.reload(demands(&service, "strictest"));
-        reset(&mut first).await;
-        reset(&mut second).await;
+        expect_reset(&mut first).await;
+        expect_reset(&mut second).await;
         eventually("records", || ended(&node.plane, REFUSED) >= 2).await;
         assert_eq!((node.event("peer-failed"), node.event("peer-recovered")), (1, 0), "{row}");
-        refused(tunnel.ingress.at).await;
+        expect_refusal(tunnel.ingress.at).await;
         node.reload(demands(&service, "default"));
         service.set(AFFIRMING);
         tunnel.open().await;
@@ -90,10 +90,10 @@ async fn who_is_still_trusted_stays_beside_one_who_is_not_by_the_file_as_by_its_
 
         replace(&file, &key_set(&[&other]));
         egress.reload(if contents { by_file() } else { by_pin(&[&other]) });
-        reset(&mut lost).await;
+        expect_reset(&mut lost).await;
         eventually("a record", || ended(&egress.plane, "token-untrusted-signer") >= 1).await;
         assert!(alive(&mut kept).await, "{row}");
-        refused(goes.at).await;
+        expect_refusal(goes.at).await;
         open(stays.at).await;
         eventually("the one who stays was looked at, too", || egress.event("peer-reappraised") == 1).await;
         assert!(alive(&mut kept).await, "{row}");
@@ -115,7 +115,7 @@ async fn an_authority_that_is_replaced_on_disk_ends_whom_it_vouched_for() {
     replace(&file, &stranger.cert.pem());
     assert!(alive(&mut stream).await, "without a reload nobody reads it");
     tunnel.ingress.reload(rules.clone());
-    reset(&mut stream).await;
+    expect_reset(&mut stream).await;
     eventually("a record", || ended(&tunnel.ingress.plane, "token-untrusted-signer") == 1).await;
     replace(&file, &fakes::text("as-ca.pem"));
     tunnel.ingress.reload(rules);
@@ -201,8 +201,8 @@ async fn the_grace_is_shown_refuses_new_connections_and_ends() {
         assert!(shown.verdicts[0].closing.is_some(), "{shown:?}");
         assert_eq!(shown.attestation["peers_closing"], 1);
         assert!(alive(&mut stream).await, "an open connection was cut in its grace");
-        refused(tunnel.ingress.at).await;
-        reset(&mut stream).await;
+        expect_refusal(tunnel.ingress.at).await;
+        expect_reset(&mut stream).await;
         assert!(begun.elapsed() >= GRACE, "{:?}", begun.elapsed());
         eventually("a record", || ended(&node.plane, REFUSED) == 2).await;
         assert_eq!((node.event("peer-failed"), node.event("peer-recovered")), (1, 0));
@@ -256,7 +256,7 @@ async fn a_service_that_is_silent_after_the_reload_does_not_prolong_the_old_verd
     // The one that was asked before would affirm for ever.
     tunnel.ingress.reload(by(&silent));
     assert!(alive(&mut stream).await, "nobody has said anything against it");
-    reset(&mut stream).await;
+    expect_reset(&mut stream).await;
     assert!(begun.elapsed() >= brief - Duration::from_millis(500), "{:?}", begun.elapsed());
     eventually("a record", || ended(&tunnel.ingress.plane, "verdict-expired") == 1).await;
     assert_eq!(service.appraisals(), 1);
@@ -273,7 +273,7 @@ async fn verification_that_a_reload_brings_ends_whom_nobody_verified_and_one_tha
         assert_eq!((egress.connections()[0].tee.as_str(), egress.connections()[0].verdict_expires), ("", None));
         let rules = mutual(&demands(&service, "default"));
         egress.reload(rules.clone());
-        reset(&mut unknown).await;
+        expect_reset(&mut unknown).await;
         eventually("a record", || ended(&egress.plane, "peer-not-appraised") == 1).await;
 
         let mut known = tunnel.open().await;
@@ -284,7 +284,7 @@ async fn verification_that_a_reload_brings_ends_whom_nobody_verified_and_one_tha
         assert!(alive(&mut known).await);
         // And asked for again.
         egress.reload(rules);
-        reset(&mut known).await;
+        expect_reset(&mut known).await;
         eventually("a record", || ended(&egress.plane, REFUSED) == 1).await;
         service.set(AFFIRMING);
     }
@@ -299,7 +299,7 @@ async fn session_binding_that_a_reload_demands_ends_those_without_it() {
     let new = Node::start(Side::Ingress, egress.at, attests(), Speaks::Tng1);
     let (mut by_key, mut by_session) = (open(old.at).await, open(new.at).await);
     egress.reload(Ra { require_session_binding: true, ..rules });
-    reset(&mut by_key).await;
+    expect_reset(&mut by_key).await;
     eventually("a record", || ended(&egress.plane, "session-binding-required") == 1).await;
     assert!(alive(&mut by_session).await);
 }
@@ -321,7 +321,7 @@ async fn a_removed_endpoint_keeps_its_rules_until_it_comes_back_with_others() {
     let (mut back, listener) = mapping("in", Side::Ingress, tunnel.egress.at, limits());
     back.ra = demands(&service, "stricter");
     plane.reload(&config(vec![back]), vec![listener]).expect("reload");
-    reset(&mut stream).await;
+    expect_reset(&mut stream).await;
     eventually("a record", || ended(plane, REFUSED) == 1).await;
 }
 
@@ -336,7 +336,7 @@ async fn a_renamed_endpoint_judges_the_connections_of_its_former_name() {
     let mut listeners = tunnel.egress.listeners();
     listeners.iter_mut().for_each(|l| l.endpoint = name.clone());
     tunnel.egress.plane.reload(&config(vec![renamed]), listeners).expect("reload");
-    reset(&mut stream).await;
+    expect_reset(&mut stream).await;
     eventually("a record", || ended(&tunnel.egress.plane, REFUSED) == 1).await;
 }
 
@@ -350,6 +350,6 @@ async fn a_drain_does_not_wait_for_a_grace() {
     node.reload(Ra { grace: Duration::from_secs(3600), ..demands(&service, "stricter") });
     eventually("closing", || node.connections()[0].closing.is_some()).await;
     node.plane.drain(Duration::from_millis(10)).await;
-    reset(&mut stream).await;
+    expect_reset(&mut stream).await;
     eventually("a record", || ended(&node.plane, "drained") == 1).await;
 }

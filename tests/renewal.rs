@@ -17,7 +17,6 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 use tng::attest::{Attester, EVIDENCE_OID, RuntimeData, SampleAttester};
 use tng::config::*;
 use tng::daemon::{BoundListener, DataPlane};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -149,26 +148,6 @@ async fn attested_h2(at: SocketAddr) -> TlsStream<TcpStream> {
     TlsConnector::from(Arc::new(client)).connect(name, tcp).await.expect("tls")
 }
 
-async fn alive(stream: &mut TcpStream) -> bool {
-    let mut byte = [0];
-    let round = async { stream.write_all(b"x").await.is_ok() && stream.read_exact(&mut byte).await.is_ok() };
-    timeout(Duration::from_secs(10), round).await.expect("an answer or an end")
-}
-
-/// Connects, and sees the connection reset: already in the connect when the refusal was quick.
-async fn refused(at: SocketAddr) {
-    match TcpStream::connect(at).await {
-        Ok(mut stream) => reset(&mut stream).await,
-        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
-    }
-}
-
-/// Waits for the reset that an application sees.
-async fn reset(stream: &mut TcpStream) {
-    let end = timeout(Duration::from_secs(10), stream.read(&mut [0])).await.expect("still open");
-    assert_eq!(end.expect_err("a clean end").kind(), std::io::ErrorKind::ConnectionReset);
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_survive_their_verdicts_while_the_service_affirms() {
     let tunnel = Tunnel::with(TTL).await;
@@ -196,11 +175,11 @@ async fn a_peer_that_is_refused_later_loses_its_open_connections_with_the_reason
     let tunnel = Tunnel::with(TTL).await;
     let (mut first, mut second) = (tunnel.open().await, tunnel.open().await);
     tunnel.service.set(REFUSING);
-    reset(&mut first).await;
-    reset(&mut second).await;
+    expect_reset(&mut first).await;
+    expect_reset(&mut second).await;
     eventually("records", || ended(&tunnel.ingress, "token-status-contraindicated") == 2).await;
     // New ones are refused by the same answer, and let in again when the service changes its mind.
-    refused(tunnel.entry).await;
+    expect_refusal(tunnel.entry).await;
     tunnel.service.set(AFFIRMING);
     tunnel.open().await;
 }
@@ -211,7 +190,7 @@ async fn without_an_answer_the_connection_lasts_as_long_as_its_verdict() {
     let begun = Instant::now();
     let mut stream = tunnel.open().await;
     tunnel.service.set(As::Silent);
-    reset(&mut stream).await;
+    expect_reset(&mut stream).await;
     assert!(begun.elapsed() >= TTL - Duration::from_millis(500), "{:?}", begun.elapsed());
     eventually("record", || ended(&tunnel.ingress, "verdict-expired") == 1).await;
 }
@@ -270,7 +249,7 @@ async fn a_reload_that_changes_nothing_keeps_connections_and_forgets_verdicts() 
     service.set(REFUSING);
     ingress.reload(&config(vec![endpoint]), ingress.listeners().expect("duplicates")).expect("reload");
     assert!(alive(&mut open[0]).await, "an open connection was cut");
-    refused(entry).await;
+    expect_refusal(entry).await;
     assert_eq!(service.appraisals(), 2, "the old verdict was used again");
     let metrics = egress.metrics_text().expect("metrics");
     for line in ["tng_evidence_age_seconds{endpoint=\"out\",side=\"egress\"} ", "event=\"evidence-failed\"} 0"] {

@@ -1,6 +1,8 @@
 //! What the data plane's tests share: a channel of plain mutual-less TLS in the place of the attested
 //! one, services to connect to, and configurations.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
+
+mod outcome;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -14,6 +16,8 @@ use tng::tls::{Alpn, Channel, ChannelError, Peer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::rustls;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+pub use outcome::*;
 
 /// Plain TLS 1.3 with one self-signed certificate.
 pub struct PlainTls {

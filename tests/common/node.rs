@@ -10,11 +10,9 @@ use tng::config::*;
 use tng::daemon::{BoundListener, ConnectionView, DataPlane, DataPlaneError};
 use tng::relay::TunnelSide;
 use tng::tls::EndpointTls;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
-use crate::common::{config, echo, limits, mapping};
+use crate::common::{alive, config, echo, limits, mapping};
 use crate::fakes::as_rest::FakeAs;
 use crate::fakes::fixture;
 
@@ -154,24 +152,4 @@ pub async fn open(at: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(at).await.expect("connect");
     assert!(alive(&mut stream).await, "a new connection was cut");
     stream
-}
-
-pub async fn alive(stream: &mut TcpStream) -> bool {
-    let mut byte = [0];
-    let round = async { stream.write_all(b"x").await.is_ok() && stream.read_exact(&mut byte).await.is_ok() };
-    timeout(Duration::from_secs(20), round).await.expect("an answer or an end")
-}
-
-/// Connects, and sees the connection reset: already in the connect when the refusal was quick.
-pub async fn refused(at: SocketAddr) {
-    match TcpStream::connect(at).await {
-        Ok(mut stream) => reset(&mut stream).await,
-        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
-    }
-}
-
-/// Waits for the reset that an application sees.
-pub async fn reset(stream: &mut TcpStream) {
-    let end = timeout(Duration::from_secs(20), stream.read(&mut [0])).await.expect("still open");
-    assert_eq!(end.expect_err("a clean end").kind(), std::io::ErrorKind::ConnectionReset);
 }
