@@ -4,6 +4,7 @@
 .PHONY: list-test-packages help build lint test demo bench completions vendor deb repo lintian e2e clean
 
 CARGO ?= cargo
+export CARGO
 # What building needs beside Rust, what the tests and the demonstration run, and what the benchmark compares tng with.
 BUILD_PACKAGES := gcc libc6-dev make cmake
 TEST_PACKAGES  := $(BUILD_PACKAGES) nftables iproute2 util-linux procps conntrack curl nginx-light redis-server redis-tools tcpdump python3 python3-prometheus-client man-db swtpm
@@ -16,9 +17,9 @@ BENCH_PACKAGES := $(BUILD_PACKAGES) stunnel4 haproxy nginx-light libnginx-mod-st
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-build: ## build tngd and tngctl for use (target/release)
+build: ## build tngd and tngctl for use, and say where they are
 	@packaging/install-packages $(BUILD_PACKAGES)
-	$(CARGO) build --release --locked --bins
+	@packaging/build --release --locked --bins
 
 lint: ## rustfmt, clippy without warnings, manual pages without warnings
 	@packaging/install-packages $(BUILD_PACKAGES) man-db
@@ -32,8 +33,7 @@ lint: ## rustfmt, clippy without warnings, manual pages without warnings
 test: ## all tests; needs root for network namespaces and containers
 	@packaging/install-packages $(TEST_PACKAGES)
 	@[ "$$(id -u)" = 0 ] || { echo "make test: needs root for network namespaces: sudo make test" >&2; exit 1; }
-	packaging/count-tests $(CARGO) test --locked --no-fail-fast --features failpoints
-	$(MAKE) e2e
+	packaging/test-all $(CARGO) test --locked --no-fail-fast --features failpoints
 
 list-test-packages:
 	@echo $(TEST_PACKAGES)
@@ -41,8 +41,7 @@ list-test-packages:
 demo: ## two hosts, a real web server, the tunnel between them, and what happens when things break
 	@packaging/install-packages $(TEST_PACKAGES)
 	@[ "$$(id -u)" = 0 ] || { echo "make demo: needs root for network namespaces: sudo make demo" >&2; exit 1; }
-	$(CARGO) build --release --locked --bins --example fake_aa
-	packaging/demo target/release
+	binaries=$$(packaging/build --release --locked --bins --example fake_aa) && packaging/demo "$$binaries"
 
 bench: ## measure tng beside stunnel, haproxy, nginx and plain mutual TLS (TNG_BENCH_ROUNDS=5, TNG_BENCH_HANDSHAKE_ROUNDS=41, TNG_BENCH_QUICK=1)
 	@packaging/install-packages $(BENCH_PACKAGES)
@@ -50,9 +49,9 @@ bench: ## measure tng beside stunnel, haproxy, nginx and plain mutual TLS (TNG_B
 
 completions: ## shell completions into target/completions
 	@mkdir -p target/completions
-	$(CARGO) build --locked --bins
+	binaries=$$(packaging/build --locked --bins) || exit 1; \
 	for shell in bash zsh fish; do for bin in tngd tngctl; do \
-		target/debug/$$bin completions $$shell > target/completions/$$bin.$$shell; done; done
+		"$$binaries/$$bin" completions $$shell > target/completions/$$bin.$$shell || exit 1; done; done
 
 vendor: ## sources of all crates into vendor/, for a build without a network
 	@packaging/install-packages $(BUILD_PACKAGES)
@@ -81,3 +80,4 @@ e2e: ## the package on booted Debian 12 and 13: apt, systemctl, faults, upgrade,
 
 clean: ## remove what was built
 	$(CARGO) clean
+	rm -rf target
