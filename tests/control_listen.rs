@@ -42,7 +42,7 @@ async fn the_api_answers_over_tcp_where_it_is_told_to() {
 async fn without_its_tcp_address_the_endpoints_are_served_and_the_instance_says_what_is_missing() {
     let holder = TcpListener::bind("127.0.0.1:0").expect("bind");
     let taken = holder.local_addr().expect("address").to_string();
-    for (control, hint) in [(taken.as_str(), "ss -ltnp"), ("192.0.2.77:9100", "no interface has this address")] {
+    for (control, hint) in [(taken.as_str(), "ss -tanp"), ("192.0.2.77:9100", "no interface has this address")] {
         let dir = tempfile::tempdir().expect("directory");
         let (entry, toml) = tunnel(common::echo().await, control);
         let daemon = Daemon::start(dir.path(), "both", &toml);

@@ -131,7 +131,8 @@ enum NetCommand {
         /// Instance name (/etc/tng/NAME.toml) or file
         #[arg(value_name = "NAME|FILE")]
         instance: String,
-        /// Leave them when the system shuts down: captured traffic is refused until it is off
+        /// As a step of the socket unit: leave them when the system shuts down or the unit failed, so that captured
+        /// traffic is refused
         #[arg(long)]
         unless_shutdown: bool,
     },

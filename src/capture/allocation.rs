@@ -20,6 +20,8 @@ use crate::daemon::Paths;
 
 /// First port that is tried for a listener without `listen_port`.
 const FIRST_PORT: u16 = 40000;
+/// In a [`Slot`] whose port was given up: none is assigned.
+const NO_PORT: u16 = 0;
 
 /// Why no id or port could be had.
 #[derive(Debug, thiserror::Error)]
@@ -183,6 +185,24 @@ impl Allocations {
         self.instances.get(instance.as_str())
     }
 
+    /// Records what `instance` has.
+    pub fn put(&mut self, instance: &InstanceName, slots: InstanceSlots) {
+        self.instances.insert(instance.as_str().to_owned(), slots);
+    }
+
+    /// Forgets the ports that `instance` kept from an earlier life and that somebody has taken since: a server, or a
+    /// client of this host whose own port it is. The endpoints keep their ids, and the next assignment gives them other
+    /// ports. Only for an instance that has no listener open.
+    pub fn give_up_taken_ports(&mut self, instance: &InstanceName, free: impl Fn(u16) -> bool) {
+        let Some(slots) = self.instances.get_mut(instance.as_str()) else { return };
+        for (name, slot) in &mut slots.endpoints {
+            if slot.port != NO_PORT && !free(slot.port) {
+                tracing::info!(%instance, endpoint = name, port = slot.port, "the listener port is taken, another one is used");
+                slot.port = NO_PORT;
+            }
+        }
+    }
+
     /// Forgets `instance`.
     pub fn release(&mut self, instance: &InstanceName) {
         self.instances.remove(instance.as_str());
@@ -221,7 +241,7 @@ impl Allocations {
                     }
                     None => port,
                 },
-                (None, Some(slot)) if !is_reserved(slot.port) => slot.port,
+                (None, Some(slot)) if slot.port != NO_PORT && !is_reserved(slot.port) => slot.port,
                 (None, _) => (FIRST_PORT..=u16::MAX)
                     .find(|p| !is_reserved(*p) && taken(*p).is_none() && free(*p))
                     .ok_or_else(|| AllocationError::NoPort(name.to_owned()))?,

@@ -9,7 +9,7 @@ use super::plan::{RulesPlan, capture_table_name};
 use super::render;
 use super::routes::{self, Part, RouteError};
 use super::{cgroups, compile, observe, sockets};
-use crate::config::{self, Config, InstanceName, Severity};
+use crate::config::{self, Config, InstanceName, OnStop, Severity};
 use crate::daemon::Paths;
 use crate::{failpoint, units};
 
@@ -116,10 +116,28 @@ fn record_slots(paths: &Paths, config: &Config, owner_uid: u32, alone: bool) -> 
     }
     if alone {
         check_beside(paths, &allocations, config)?;
+        // With a socket unit that is up the listeners are ours, and so the ports are not free.
+        if !units::in_force::is_up(paths, &config.instance) {
+            allocations.give_up_taken_ports(&config.instance, port_is_free);
+        }
     }
     let slots = allocations.assign_in_order(config, owner_uid, port_is_free)?;
     lock.store(&allocations)?;
     Ok(slots)
+}
+
+/// Whether the capture table of `instance` is in the kernel. It refuses by itself, with no listener behind it.
+pub fn is_up(instance: &InstanceName) -> Result<bool, ApplyError> {
+    Ok(observe::table_exists(&capture_table_name(instance))?)
+}
+
+/// Puts back rules that a start found and replaced before it failed, with the ids and ports that they were made of.
+pub fn restore(paths: &Paths, plan: &RulesPlan, slots: &InstanceSlots) -> Result<(), ApplyError> {
+    let lock = Locked::acquire(paths)?;
+    let mut allocations = lock.load()?;
+    allocations.put(&plan.instance, slots.clone());
+    lock.store(&allocations)?;
+    reapply_plan(paths, plan)
 }
 
 /// Forgets the ids of an instance whose rules are not there and whose sockets no socket unit has open.
@@ -145,7 +163,8 @@ fn release(paths: &Paths, instance: &InstanceName, also: impl FnOnce()) -> Resul
 
 /// Brings rule, routes and capture table of `config` into the kernel. Returns its ids and ports.
 ///
-/// On failure everything is as before: a fresh instance leaves nothing, a running one keeps its rules.
+/// On failure the path is as it was before: a fresh instance leaves nothing, one that is up keeps its rules. With
+/// `on_stop = "closed"` a table that was made stays, and refuses.
 pub fn up(paths: &Paths, config: &Config, owner_uid: u32) -> Result<InstanceSlots, ApplyError> {
     let lock = Locked::acquire(paths)?;
     up_locked(paths, &lock, config, owner_uid)
@@ -171,6 +190,9 @@ pub(crate) fn up_locked(
     match apply_plan(paths, &plan) {
         Ok(()) => Ok(slots),
         Err(e) => {
+            if !was_up && config.on_stop == OnStop::Closed && is_up(&config.instance).unwrap_or(true) {
+                return Err(e);
+            }
             // A transaction that failed changed nothing, so a running instance is as it was.
             let _ = lock.store(&before);
             if !was_up {

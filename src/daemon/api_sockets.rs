@@ -56,7 +56,7 @@ pub(super) fn prepare(
 fn not_served(addr: SocketAddr, error: &io::Error) -> String {
     let port = addr.port();
     let next = match error.kind() {
-        io::ErrorKind::AddrInUse => format!("see who has it: ss -ltnp 'sport = {port}'"),
+        io::ErrorKind::AddrInUse => format!("see who has it: ss -tanp 'sport = {port}'"),
         io::ErrorKind::PermissionDenied => format!("take a port from 1024 up instead of {port}"),
         io::ErrorKind::AddrNotAvailable => "no interface has this address".to_owned(),
         _ => "choose another address".to_owned(),
@@ -102,7 +102,7 @@ mod tests {
         let addr: SocketAddr = "127.0.0.1:70".parse().unwrap();
         for (kind, next) in [
             (io::ErrorKind::PermissionDenied, "take a port from 1024 up instead of 70"),
-            (io::ErrorKind::AddrInUse, "ss -ltnp 'sport = 70'"),
+            (io::ErrorKind::AddrInUse, "ss -tanp 'sport = 70'"),
             (io::ErrorKind::AddrNotAvailable, "no interface has this address"),
         ] {
             let said = not_served(addr, &io::Error::from(kind));

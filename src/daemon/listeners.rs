@@ -140,7 +140,10 @@ pub fn bind(spec: &ListenerSpec) -> Result<Option<BoundListener>, ListenerError>
 
 fn hint(spec: &ListenerSpec, e: &io::Error) -> String {
     match e.raw_os_error() {
-        Some(libc::EADDRINUSE) => format!("the port is taken; see who has it: ss -ltnp 'sport = {}'", spec.addr.port()),
+        Some(libc::EADDRINUSE) => {
+            // -a: a client of this host may have it as its own port, which -l would not show.
+            format!("the port is taken; see who has it: ss -tanp 'sport = {}'", spec.addr.port())
+        }
         Some(libc::EADDRNOTAVAIL) => "this host has no such address".to_owned(),
         Some(libc::EACCES) => "ports below 1024 need root or a socket unit".to_owned(),
         Some(libc::EPERM) => "transparent sockets need CAP_NET_RAW; start it by systemd or by tngd run".to_owned(),

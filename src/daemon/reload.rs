@@ -117,9 +117,15 @@ pub fn reload(paths: &Paths, path: &Path) -> Result<Reloaded, ReloadError> {
     let plan = RulesPlan::new(&config, &slots);
     let undo = Undo { paths, instance: &config.instance, lock: &lock, before: &before, plan: old_plan.as_ref() };
     lock.store(&after)?;
-    undo.on_error(switch(paths, &plan, &mut done))?;
     request.apply = true;
-    undo.on_error(call(paths, &config, &request, &fresh).map(drop))?;
+    if plan.is_empty() {
+        // Rules go last: while the data plane may still refuse the configuration, the path must not be open.
+        undo.on_error(call(paths, &config, &request, &fresh).map(drop))?;
+        switch(paths, &plan, &mut done)?;
+    } else {
+        undo.on_error(switch(paths, &plan, &mut done))?;
+        undo.on_error(call(paths, &config, &request, &fresh).map(drop))?;
+    }
     keep(paths, &config.instance, &request.text, &mut done);
     Ok(done)
 }
@@ -191,7 +197,8 @@ impl Undo<'_> {
                 if let Err(e) = guard::request_load(self.paths, plan) {
                     tracing::error!(reason = e.reason(), error = %e, "going back: guard");
                 }
-                if let Err(e) = apply::apply_plan(self.paths, plan) {
+                // As far as its cgroups are there: one that is gone meanwhile must not leave the rules that failed.
+                if let Err(e) = apply::reapply_plan(self.paths, plan) {
                     tracing::error!(reason = e.reason(), error = %e, "going back: rules");
                 }
             } else {

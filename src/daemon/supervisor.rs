@@ -19,7 +19,7 @@ use nix::unistd::{Pid, Uid};
 
 use super::reload;
 use super::{Paths, PrivilegeError, find_user, may_administer_network};
-use crate::capture::allocation::{AllocationError, Allocations};
+use crate::capture::allocation::{AllocationError, Allocations, InstanceSlots};
 use crate::capture::apply::{self, ApplyError};
 use crate::capture::fdstore::FdStore;
 use crate::capture::guard::{Guard, GuardError};
@@ -60,6 +60,14 @@ pub enum RunError {
         /// Which instance.
         instance: InstanceName,
     },
+    /// The start or the data plane failed, and rules refuse: those of before, or its own with `on_stop = "closed"`.
+    #[error("{failure}; captured traffic is refused until the next start, or: tngd net down {instance}")]
+    StillRefusing {
+        /// What failed.
+        failure: Box<RunError>,
+        /// Which instance.
+        instance: InstanceName,
+    },
     /// Anything else with the operating system.
     #[error("{what}: {source}")]
     Io {
@@ -87,6 +95,7 @@ impl RunError {
             RunError::Guard(e) => e.reason(),
             RunError::ChildFailed(_) => "daemon-failed",
             RunError::ChildKilled { .. } => "daemon-killed",
+            RunError::StillRefusing { failure, .. } => failure.reason(),
             RunError::Io { .. } => "daemon-io",
         }
     }
@@ -96,6 +105,7 @@ impl RunError {
             RunError::Config(_) | RunError::Apply(ApplyError::Conflict(_)) => 78,
             RunError::Privilege(_) | RunError::Apply(ApplyError::Privilege) => 77,
             RunError::ChildFailed(status) => status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1),
+            RunError::StillRefusing { failure, .. } => failure.exit_status(),
             _ => 1,
         }
     }
@@ -125,33 +135,94 @@ pub fn run(name_or_path: &str, user: Option<&str>) -> Result<(), RunError> {
     let paths = Paths::current();
     let _only = OnlyOne::new(&paths, &config.instance)?;
     let owner_uid = user_ids.map_or_else(Uid::effective, |(uid, _)| uid).as_raw();
-    let guard = if captures { Some(net_up(&paths, &config, owner_uid)?) } else { idle_guard(&paths, &config) };
-    let child = match spawn(&path, user) {
-        Ok(child) => child,
-        Err(e) => {
-            if captures {
-                remove_rules(&paths, &config.instance);
-            }
-            guard.into_iter().for_each(HeldGuard::stop);
-            return Err(e);
-        }
+    let found = Found::look(&paths, &config.instance, captures)?;
+    let guard = match captures {
+        true => Some(net_up(&paths, &config, owner_uid).map_err(|e| found.refusing(&config.instance, e))?),
+        false => idle_guard(&paths, &config),
     };
-    let end = supervise(child, &signals, &paths, &path, &config);
-    let closed = stop_policy(&paths, &config).0 == OnStop::Closed && end.is_ok();
-    // A reload may have brought captures that were not there at the start.
-    let rules = captures || apply::recorded_plan(&paths, &config.instance).is_some();
-    if closed && rules {
-        tracing::info!("on_stop = \"closed\": captured traffic is refused until the next start or net down");
-    }
-    let stays = closed || matches!(end, Err(RunError::ChildKilled { .. }));
-    match (rules, stays) {
-        // The capture table refuses without listeners; the guard's table goes with this process.
-        (true, true) => {}
-        (true, false) => remove_rules(&paths, &config.instance),
-        (false, _) => paths.remove_instance(&config.instance),
-    }
+    let end = spawn(&path, user).and_then(|child| supervise(child, &signals, &paths, &path, &config));
+    let end = leave(&paths, &config, &found, captures, end);
     guard.into_iter().for_each(HeldGuard::stop);
     end
+}
+
+/// Decides about the rules at the end. The path is never more open after a run that failed than it was before: only a
+/// stop that was asked for, or a start that failed before it served, takes away rules, and the latter only its own.
+fn leave(
+    paths: &Paths,
+    config: &Config,
+    found: &Found,
+    captures: bool,
+    end: Result<(), RunError>,
+) -> Result<(), RunError> {
+    let instance = &config.instance;
+    let closed = stop_policy(paths, config).0 == OnStop::Closed;
+    // A reload may have brought captures that were not there at the start.
+    let rules = captures || apply::recorded_plan(paths, instance).is_some();
+    if !rules {
+        paths.remove_instance(instance);
+        return end;
+    }
+    match end {
+        Ok(()) if closed => {
+            tracing::info!("on_stop = \"closed\": captured traffic is refused until the next start or net down");
+            Ok(())
+        }
+        Ok(()) => {
+            remove_rules(paths, instance);
+            Ok(())
+        }
+        // The capture table refuses without listeners; the guard's table goes with this process.
+        Err(killed @ RunError::ChildKilled { .. }) => Err(killed),
+        Err(failure) => {
+            // The data plane makes its control socket when it has all its listeners.
+            let served = paths.control_socket(instance).exists();
+            if found.refuses {
+                found.restore(paths, instance);
+            } else if !closed && !served {
+                remove_rules(paths, instance);
+                return Err(failure);
+            }
+            Err(RunError::StillRefusing { failure: Box::new(failure), instance: instance.clone() })
+        }
+    }
+}
+
+/// What an earlier life of the instance left: after a kill, or after a stop with `on_stop = "closed"`.
+struct Found {
+    /// Whether its capture table is in the kernel, and refuses.
+    refuses: bool,
+    /// The plan that the table was made of, and its ids and ports.
+    left: Option<(RulesPlan, InstanceSlots)>,
+}
+
+impl Found {
+    fn look(paths: &Paths, instance: &InstanceName, captures: bool) -> Result<Self, RunError> {
+        // Without captures and without the right to look there is nothing that this run could take away.
+        let refuses = (captures || may_administer_network()) && apply::is_up(instance)?;
+        let slots = Allocations::load(paths)?.get(instance).cloned();
+        Ok(Self { refuses, left: apply::recorded_plan(paths, instance).filter(|_| refuses).zip(slots) })
+    }
+
+    /// `failure`, with what still refuses.
+    fn refusing(&self, instance: &InstanceName, failure: RunError) -> RunError {
+        match apply::is_up(instance) {
+            Ok(false) if !self.refuses => failure,
+            _ => RunError::StillRefusing { failure: Box::new(failure), instance: instance.clone() },
+        }
+    }
+
+    /// The rules of before, in the place of those of the run that failed: it may have captured less.
+    fn restore(&self, paths: &Paths, instance: &InstanceName) {
+        let Some((plan, slots)) = &self.left else { return };
+        if let Err(e) = apply::restore(paths, plan, slots) {
+            tracing::error!(
+                reason = e.reason(),
+                error = %e,
+                "the rules of before could not be put back, those of the failed start refuse: tngd net down {instance}"
+            );
+        }
+    }
 }
 
 /// A second `run` of the name would pull the rules away from under the first.

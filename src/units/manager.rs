@@ -117,6 +117,12 @@ pub(super) fn pending_job(unit: &str) -> Result<Option<String>, UnitError> {
     Ok(job_type(&jobs, unit))
 }
 
+/// Whether a unit that ends was told to: by a stop or by the first half of a restart. One that ends because a step of it
+/// failed has no job.
+pub(super) fn was_stopped(unit: &str) -> Result<bool, UnitError> {
+    Ok(matches!(pending_job(unit)?.as_deref(), Some("stop" | "restart")))
+}
+
 fn job_type(jobs: &str, unit: &str) -> Option<String> {
     let mut words = jobs.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     words.find_map(|w| match w[..] {

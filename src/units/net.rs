@@ -60,12 +60,21 @@ fn apply_rules(paths: &Paths, config: &Config, owner_uid: u32) -> Result<(), Uni
 
 /// Removes the rules of an instance, by its name alone: what is up must come down also when the file is broken or gone.
 ///
-/// With `unless_shutdown` they stay while the system shuts down. Programs may outlive their units until the very end,
-/// and the kernel takes the rules along.
-pub fn net_down(paths: &Paths, path: &Path, unless_shutdown: bool) -> Result<(), UnitError> {
+/// With `if_asked`, as a step of the socket unit, they stay while the system shuts down: programs may outlive their
+/// units until the very end, and the kernel takes the rules along. They stay as well when the unit ends because a step
+/// of it failed: nobody asked for the path to be open.
+pub fn net_down(paths: &Paths, path: &Path, if_asked: bool) -> Result<(), UnitError> {
     let instance = config::instance_of(path)?;
-    if unless_shutdown && manager::is_shutting_down() {
+    if if_asked && manager::is_shutting_down() {
         tracing::info!(%instance, "the system shuts down: captured traffic is refused until it is off");
+        return Ok(());
+    }
+    if if_asked && !manager::was_stopped(&format!("tng@{instance}.socket"))? {
+        tracing::error!(
+            reason = "socket-unit-failed",
+            %instance,
+            "the socket unit failed: captured traffic is refused until it starts again, or: tngd net down {instance}"
+        );
         return Ok(());
     }
     Ok(apply::down(paths, &instance)?)

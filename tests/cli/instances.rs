@@ -13,7 +13,7 @@ fn a_taken_listener_port_is_named_with_the_way_to_see_who_has_it() {
     let host = &world.client;
     let _taken = host.inside(|| TcpListener::bind("127.0.0.1:7000").expect("bind"));
     let mapping = write(host, "map", &ingress_mapping("127.0.0.1:7000", "203.0.113.2:8080"));
-    let hint = "ss -ltnp 'sport = 7000'";
+    let hint = "ss -tanp 'sport = 7000'";
     expect(&daemon(host, &["run", &mapping], &[]), 1, &["127.0.0.1:7000", hint, "[listen-port-taken]"]);
     assert_eq!(traces(host), "");
     let fixed = ingress(TO_SERVER).replace("[ingress.netfilter]\n", "[ingress.netfilter]\nlisten_port = 7000\n");

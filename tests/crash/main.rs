@@ -16,3 +16,4 @@ mod reload;
 mod scene;
 mod start;
 mod stop;
+mod takeover;

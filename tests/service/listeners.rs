@@ -77,7 +77,7 @@ fn a_reload_whose_new_port_is_taken_changes_nothing() {
     tng.write_config(&with(&mapping(7001), "two", 7002));
     let out = tng.ctl(&["reload", "map"]);
     assert_eq!(out.status.code(), Some(1), "{}", out.stderr);
-    for part in ["127.0.0.1:7002", "ss -ltnp 'sport = 7002'", "[listen-port-taken]"] {
+    for part in ["127.0.0.1:7002", "ss -tanp 'sport = 7002'", "[listen-port-taken]"] {
         assert!(out.stderr.contains(part), "no {part:?} in {}", out.stderr);
     }
     tng.signal(Signal::SIGHUP);

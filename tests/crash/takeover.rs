@@ -1,0 +1,207 @@
+//! A start that cannot take over leaves what it found: the path is never more open after it than before.
+
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::Stdio;
+
+use serde_json::json;
+
+use super::lab::{Lab, PORT, egress};
+use super::netns::{Family, Host, Tng, traces};
+use super::scene::{closed, direct, exchange, lab, narrow, recovers, start_egress, tunnelled};
+use super::table::Seen;
+
+/// Where a mapping of the instance would listen, and somebody else does.
+const TAKEN: u16 = 9555;
+
+/// `toml` with a second endpoint whose port is taken.
+fn blocked(side: &str, toml: &str) -> String {
+    format!(
+        "{toml}\n[[{side}]]\nname = \"spare\"\nno_ra = true\n[{side}.mapping]\nlisten = \"127.0.0.1:{TAKEN}\"\n\
+         target = \"192.0.2.99:1\"\n"
+    )
+}
+
+fn closed_on_stop(toml: &str) -> String {
+    format!("on_stop = \"closed\"\n{toml}")
+}
+
+/// One side of the tunnel: its host, its instance, its file, and how its traffic is tried without tng.
+struct Side<'a> {
+    name: &'static str,
+    host: &'a Host,
+    instance: &'static str,
+    toml: String,
+    try_it: fn(&Lab) -> [Seen; 2],
+}
+
+fn sides(lab: &Lab) -> [Side<'_>; 2] {
+    lab.client.listen(IpAddr::V4(Ipv4Addr::LOCALHOST), TAKEN, json!({}));
+    lab.server.listen(IpAddr::V4(Ipv4Addr::LOCALHOST), TAKEN, json!({}));
+    [
+        Side {
+            name: "ingress",
+            host: &lab.world.client,
+            instance: "in",
+            toml: narrow(),
+            try_it: |lab| exchange(lab, PORT),
+        },
+        Side {
+            name: "egress",
+            host: &lab.world.server,
+            instance: "out",
+            toml: egress(""),
+            try_it: |lab| Family::BOTH.map(|family| lab.plain(family)),
+        },
+    ]
+}
+
+impl Side<'_> {
+    /// Runs `toml`, which must fail; returns what it said.
+    fn fails(&self, toml: &str, case: &str) -> String {
+        let mut failed = Tng::spawn(self.host, self.instance, toml, &[]);
+        let status = failed.wait();
+        assert_eq!(status.code(), Some(1), "{} {case}: {}", self.name, failed.output());
+        failed.output()
+    }
+
+    fn refuses(&self, lab: &Lab, said: &str, case: &str) {
+        let seen = (self.try_it)(lab);
+        assert!(closed(&seen), "{} {case}: {seen:?}\n{said}", self.name);
+        let way_out = format!("captured traffic is refused until the next start, or: tngd net down {}", self.instance);
+        assert!(said.contains(&way_out), "{} {case}: {said}", self.name);
+    }
+
+    /// The way out that the message names.
+    fn opens_by_hand(&self, lab: &Lab, case: &str) {
+        self.host.run(&super::netns::tngd().to_string_lossy(), &["net", "down", self.instance]).expect_ok();
+        assert_eq!(traces(self.host), "", "{} {case}", self.name);
+        let seen = (self.try_it)(lab);
+        assert!(direct(&seen), "{} {case}: after net down: {seen:?}", self.name);
+    }
+}
+
+#[test]
+fn a_start_that_cannot_listen_leaves_the_rules_of_a_killed_life() {
+    let lab = lab();
+    for side in sides(&lab) {
+        let mut first = Tng::start(side.host, side.instance, &side.toml);
+        first.kill();
+        let said = side.fails(&blocked(side.name, &side.toml), "after a kill");
+        side.refuses(&lab, &said, "after a kill");
+        // The second failure finds what the first one left.
+        let said = side.fails(&blocked(side.name, &side.toml), "again");
+        side.refuses(&lab, &said, "again");
+        side.opens_by_hand(&lab, "after a kill");
+    }
+}
+
+#[test]
+fn a_start_that_cannot_listen_leaves_the_rules_of_a_closed_stop() {
+    let lab = lab();
+    for side in sides(&lab) {
+        let first = Tng::start(side.host, side.instance, &closed_on_stop(&side.toml));
+        assert!(first.stop().success());
+        // Also when the file says "open" by now: what refuses was not made by this start.
+        for toml in [closed_on_stop(&side.toml), side.toml.clone()] {
+            let said = side.fails(&blocked(side.name, &toml), "after a closed stop");
+            side.refuses(&lab, &said, "after a closed stop");
+        }
+        side.opens_by_hand(&lab, "after a closed stop");
+    }
+}
+
+#[test]
+fn a_first_start_that_cannot_listen_refuses_when_closed_and_leaves_nothing_when_open() {
+    let lab = lab();
+    for side in sides(&lab) {
+        let said = side.fails(&blocked(side.name, &side.toml), "first, open");
+        assert_eq!(traces(side.host), "", "{}: {said}", side.name);
+        let seen = (side.try_it)(&lab);
+        assert!(direct(&seen), "{}: as before the start: {seen:?}", side.name);
+        let said = side.fails(&blocked(side.name, &closed_on_stop(&side.toml)), "first, closed");
+        side.refuses(&lab, &said, "first, closed");
+        side.opens_by_hand(&lab, "first, closed");
+    }
+}
+
+/// The failed start would have captured nothing of what the earlier life did.
+#[test]
+fn a_start_that_fails_puts_back_the_rules_that_it_replaced() {
+    let lab = lab();
+    for side in sides(&lab) {
+        let mut first = Tng::start(side.host, side.instance, &side.toml);
+        first.kill();
+        let other = side.toml.replace("port = 8080", "port = 8999");
+        let said = side.fails(&blocked(side.name, &other), "another capture");
+        side.refuses(&lab, &said, "another capture");
+        side.opens_by_hand(&lab, "another capture");
+    }
+}
+
+#[test]
+fn a_data_plane_that_fails_after_it_served_leaves_its_rules() {
+    let lab = lab();
+    let _egress = start_egress(&lab);
+    let host = &lab.world.client;
+    let mut tng = super::scene::spawn(&lab, "serve.drained", "kill");
+    tng.wait_ready();
+    assert!(tunnelled(&exchange(&lab, PORT)));
+    tng.kill_data_plane();
+    assert!(!tng.wait().success());
+    let seen = exchange(&lab, PORT);
+    assert!(closed(&seen), "{seen:?}\n{}", tng.output());
+    assert!(super::scene::has_table(host));
+    recovers(&lab, "a data plane that ended by itself");
+}
+
+#[test]
+fn a_kept_port_that_a_client_of_the_host_has_taken_is_replaced_by_another() {
+    let lab = lab();
+    let _egress = start_egress(&lab);
+    let host = &lab.world.client;
+    let mut first = Tng::start(host, "in", &narrow());
+    let port = |text: &str| {
+        let status: serde_json::Value = serde_json::from_str(text).expect("JSON");
+        let local = status[0]["listeners"][0]["local"].as_str().expect("listener").to_owned();
+        local.rsplit(':').next().expect("port").to_owned()
+    };
+    let kept = port(&first.ctl(&["status", "--json", "in"]).expect_ok());
+    first.kill();
+    let squatter = Squatter::new(host, &kept);
+    let next = Tng::start(host, "in", &narrow());
+    assert_ne!(port(&next.ctl(&["status", "--json", "in"]).expect_ok()), kept);
+    let seen = exchange(&lab, PORT);
+    assert!(tunnelled(&seen), "{seen:?}\n{}", next.output());
+    drop(squatter);
+    assert!(next.stop().success());
+    // A port that the file names is the operator's word: an error, which says who to look for.
+    let _squatter = Squatter::new(host, &kept);
+    let named = narrow().replace("capture = [", &format!("listen_port = {kept}\ncapture = ["));
+    let mut failed = Tng::spawn(host, "in", &named, &[]);
+    assert_eq!(failed.wait().code(), Some(1), "{}", failed.output());
+    assert!(failed.output().contains(&format!("ss -tanp 'sport = {kept}'")), "{}", failed.output());
+}
+
+/// A client of the host that has a port as its own and listens on nothing.
+struct Squatter(std::process::Child);
+
+impl Squatter {
+    fn new(host: &Host, port: &str) -> Self {
+        const BIND: &str = "import socket, sys\ns = socket.socket()\ns.bind(('127.0.0.1', int(sys.argv[1])))\n\
+                            print('bound', flush=True)\nsys.stdin.read()";
+        let mut command = host.command("python3", &["-c", BIND, port]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("stdout")).read_line(&mut line).expect("a line");
+        assert_eq!(line, "bound\n");
+        Self(child)
+    }
+}
+
+impl Drop for Squatter {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
