@@ -89,7 +89,7 @@ impl FdStore {
         let notes = [NotifyState::FdStore, NotifyState::FdName(kept.name), NotifyState::Custom("FDPOLL=0")];
         let mut fds: Vec<BorrowedFd<'_>> = vec![kept.socket.as_fd()];
         fds.extend(kept.record.as_ref().map(AsFd::as_fd));
-        if let Err(error) = sd_notify::notify_with_fds(&notes, &fds) {
+        if let Err(error) = crate::notify::notify_with_fds(&notes, &fds) {
             tracing::warn!(reason = "guard-not-kept", %error, "a crash of the guard would take its table along");
         }
     }
@@ -97,7 +97,7 @@ impl FdStore {
     /// Closes the manager's copies and ours.
     pub(super) fn forget(self, kept: Kept) {
         if self == FdStore::Systemd {
-            let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(kept.name)]);
+            let _ = crate::notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(kept.name)]);
         }
     }
 

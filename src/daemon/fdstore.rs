@@ -85,7 +85,7 @@ impl FdStore {
                 continue;
             }
             let notes = [NotifyState::FdStore, NotifyState::FdName(&name)];
-            match sd_notify::notify_with_fds(&notes, &[listener.listener.as_fd()]) {
+            match crate::notify::notify_with_fds(&notes, &[listener.listener.as_fd()]) {
                 Ok(()) => drop(self.stored.insert(name, listener.local)),
                 Err(error) => {
                     tracing::warn!(reason = "fdstore-failed", addr = %listener.local, %error, "lost at a restart");
@@ -103,7 +103,7 @@ impl FdStore {
 
     fn remove(&self, name: &str) {
         if self.enabled
-            && let Err(error) = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])
+            && let Err(error) = crate::notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])
         {
             tracing::debug!(%error, "sd_notify");
         }

@@ -117,22 +117,22 @@ fn guard_with(
         let _ = apply::release_ids_if_down(&paths, &config.instance);
     })?;
     let mut said = status(guard.standing(), problem.as_deref());
-    let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&said)]);
+    let _ = crate::notify::notify(&[NotifyState::Ready, NotifyState::Status(&said)]);
     tracing::info!(instance = %config.instance, "{said}");
     let watchdog = sd_notify::watchdog_enabled();
     // Twice within the time, as sd_watchdog_enabled(3) wants it.
     let pulse = watchdog.map_or(Duration::MAX, |every| every / 2);
     let ran = guard.run(stop.as_fd(), pulse, |standing| {
         if watchdog.is_some() {
-            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+            let _ = crate::notify::notify(&[NotifyState::Watchdog]);
         }
         let now = status(standing, problem.as_deref());
         if now != said {
-            let _ = sd_notify::notify(&[NotifyState::Status(&now)]);
+            let _ = crate::notify::notify(&[NotifyState::Status(&now)]);
             said = now;
         }
     });
-    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    let _ = crate::notify::notify(&[NotifyState::Stopping]);
     ran?;
     if config.on_stop == OnStop::Closed {
         tracing::info!(instance = %config.instance, "guard stopped: captured traffic is no longer refused by it");

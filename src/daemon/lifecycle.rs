@@ -358,7 +358,7 @@ impl Life {
 
 /// Failing to reach the service manager must not stop the service.
 fn notify(notes: &[NotifyState]) {
-    if let Err(error) = sd_notify::notify(notes) {
+    if let Err(error) = crate::notify::notify(notes) {
         tracing::debug!(%error, "sd_notify");
     }
 }

@@ -117,7 +117,7 @@ fn release_stored(paths: &Paths, file: &Path) -> Result<(), UnitError> {
 }
 
 fn notify(notes: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) {
-    if let Err(error) = sd_notify::notify_with_fds(notes, fds) {
+    if let Err(error) = crate::notify::notify_with_fds(notes, fds) {
         tracing::warn!(reason = "fdstore-failed", %error, "a stored listener may be in the way of the socket unit");
     }
 }

@@ -13,7 +13,8 @@ import sys
 
 notify_path, program = sys.argv[1], sys.argv[2:]
 notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-notify.bind(notify_path)
+# A leading @ names an abstract socket (sd_notify(3)).
+notify.bind("\0" + notify_path[1:] if notify_path.startswith("@") else notify_path)
 store = []  # (name, descriptor)
 running = None
 

@@ -28,10 +28,15 @@ impl<'a> Manager<'a> {
     pub fn new(host: &'a Host, name: &str, toml: &str) -> Self {
         let path = host.config_dir().with_file_name("notify.sock");
         let _ = std::fs::remove_file(&path);
+        Self::at(&path.to_string_lossy(), host, name, toml)
+    }
+
+    /// The same with a notification socket of this name, which a leading `@` makes abstract.
+    pub fn at(notify: &str, host: &'a Host, name: &str, toml: &str) -> Self {
         let file = host.config_dir().join(format!("{name}.toml")).to_string_lossy().into_owned();
         std::fs::write(&file, toml).expect("write the configuration");
-        let (notify, daemon) = (path.to_string_lossy(), tngd().to_string_lossy().into_owned());
-        let mut command = host.command("/usr/bin/python3", &["-I", "-c", MANAGER, &notify, &daemon, "guard", &file]);
+        let daemon = tngd().to_string_lossy().into_owned();
+        let mut command = host.command("/usr/bin/python3", &["-I", "-c", MANAGER, notify, &daemon, "guard", &file]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("python3");
         let said = Arc::new(Mutex::new(Vec::new()));

@@ -27,6 +27,17 @@ fn the_status_says_what_is_guarded_and_how_often_rules_were_restored() {
 }
 
 #[test]
+fn an_abstract_notification_socket_is_told_too_and_keeps_the_table() {
+    let lab = Lab::new();
+    let mut manager = Manager::at("@tng-guard-test", &lab.world.client, "in", &ingress(TO_SERVER));
+    manager.start();
+    manager.wait("note STATUS=guarding in", 1);
+    manager.wait("note FDSTORE=1", 1);
+    manager.end(Signal::SIGTERM);
+    manager.wait("note STOPPING=1", 1);
+}
+
+#[test]
 fn the_watchdog_is_fed_until_the_guard_hangs() {
     const EVERY: &str = "WATCHDOG_USEC=400000";
     if !cfg!(feature = "failpoints") {

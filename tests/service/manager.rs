@@ -1,11 +1,14 @@
 //! The service manager's part: it opens a socket unit's sockets, passes copies of them on, receives notes, and keeps
 //! the descriptors it is asked to store.
 
+use std::ffi::OsString;
 use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{SocketAddr as SocketAddress, UnixDatagram, UnixListener};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -76,6 +79,7 @@ pub struct Manager<'a> {
     instance: String,
     unit: Named,
     store: Arc<Mutex<Named>>,
+    abstract_name: Option<&'static str>,
 }
 
 impl<'a> Manager<'a> {
@@ -83,7 +87,12 @@ impl<'a> Manager<'a> {
     pub fn new(host: &'a Host, instance: &str, listeners: &[&str], mark: u32) -> Self {
         let open = |addr: &&str| ("tng".to_owned(), host.inside(|| listener(addr, mark)).into());
         let unit = listeners.iter().map(open).collect();
-        Self { host, instance: instance.to_owned(), unit, store: Arc::default() }
+        Self { host, instance: instance.to_owned(), unit, store: Arc::default(), abstract_name: None }
+    }
+
+    /// Hears notes on an abstract socket, as service managers in containers do.
+    pub fn hearing_on(self, name: &'static str) -> Self {
+        Self { abstract_name: Some(name), ..self }
     }
 
     /// The unit has the instance's unix sockets too, in a directory of root.
@@ -146,9 +155,7 @@ impl<'a> Manager<'a> {
     pub fn serve(&self, args: &[&str], env: &[(&str, &str)]) -> (Tng<'a>, Notes) {
         let (notify, fds) = (self.path("notify.sock"), self.path("fds.sock"));
         let notes = Notes::default();
-        let inbox = UnixDatagram::bind(&notify).expect("notification socket");
-        // As systemd's own is: whoever the service is may send.
-        std::fs::set_permissions(&notify, std::fs::Permissions::from_mode(0o777)).expect("mode");
+        let (inbox, notify) = self.inbox(&notify);
         std::thread::spawn({
             let (notes, store) = (notes.clone(), Arc::clone(&self.store));
             move || receive(&inbox, &notes, &store)
@@ -178,6 +185,18 @@ impl<'a> Manager<'a> {
         let rights = [ControlMessage::ScmRights(&fds)];
         let data = [IoSlice::new(names.as_bytes())];
         sendmsg::<UnixAddr>(peer.as_raw_fd(), &data, &rights, MsgFlags::empty(), None).expect("sendmsg");
+    }
+
+    fn inbox(&self, path: &Path) -> (UnixDatagram, OsString) {
+        let Some(name) = self.abstract_name else {
+            let inbox = UnixDatagram::bind(path).expect("notification socket");
+            // As systemd's own is: whoever the service is may send.
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).expect("mode");
+            return (inbox, path.into());
+        };
+        // Abstract names belong to the network namespace.
+        let address = SocketAddress::from_abstract_name(name).expect("name");
+        (self.host.inside(|| UnixDatagram::bind_addr(&address)).expect("bind"), format!("@{name}").into())
     }
 
     fn path(&self, file: &str) -> std::path::PathBuf {

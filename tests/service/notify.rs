@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 
 use super::lab::Lab;
-use super::manager::{config, serve};
+use super::manager::{LISTEN, Manager, config, serve};
 use super::netns::{Connect, Family, Parts, traces, wait_for};
 use super::table::{Fate, Seen};
 
@@ -131,4 +131,20 @@ fn the_status_counts_connections_and_names_the_last_refusal() {
     notes.wait_count("EXTEND_TIMEOUT_USEC=", 2);
     drop(stalled);
     parts.net_down();
+}
+
+#[test]
+fn an_abstract_notification_socket_is_told_too() {
+    let lab = Lab::new();
+    let host = &lab.world.client;
+    let parts = Parts::new(host, "in", &config());
+    parts.net_up();
+    let (v4, v6) = (format!("127.0.0.1:{LISTEN}"), format!("[::1]:{LISTEN}"));
+    let manager = Manager::new(host, "in", &[&v4, &v6], 0).hearing_on("tng-serve-test");
+    let (tng, notes) = manager.serve(&[], &[("WATCHDOG_USEC", "400000")]);
+    notes.wait("READY=1");
+    notes.wait_status("ready: ingress in");
+    notes.wait("WATCHDOG=1");
+    assert!(tng.stop().success());
+    notes.wait("STOPPING=1");
 }
