@@ -1,7 +1,7 @@
 //! The only module with `unsafe` code: system calls that no dependency wraps.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// A descriptor of process `pid`, which becomes readable when the process ends (pidfd_open(2)).
 pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
@@ -66,6 +66,14 @@ pub fn set_undumpable() -> io::Result<()> {
 pub fn adopt(fd: RawFd) -> OwnedFd {
     // SAFETY: the callers get the number from the service manager or from a control message, and use it once.
     unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Bytes in the send queue of a TCP socket: not sent, or not acknowledged (`SIOCOUTQ`, tcp(7)).
+pub fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, which has the number of TIOCOUTQ, writes one c_int, which lives for the call.
+    done(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
 fn owned(ret: libc::c_long) -> io::Result<OwnedFd> {

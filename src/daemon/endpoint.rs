@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -11,6 +13,7 @@ use crate::config::{Endpoint, Side};
 use crate::relay::{
     ClientAddr, Dialer, End, Flow, Leg, LivePort, LivePorts, Meter, Record, RelayOptions, TunnelSide, relay,
 };
+use crate::tls::Binding;
 use crate::{egress, ingress};
 
 use super::connections::Connections;
@@ -41,6 +44,10 @@ pub struct EndpointRuntime {
     /// Set when everything must end.
     pub abort: CancellationToken,
 }
+
+/// A RATS-TLS peer that refuses this side has no message to say so. TNG closes the connection, within this time of the
+/// handshake and without a byte; appraisal by its service is the longest part of it.
+const DISMISSAL: Duration = Duration::from_secs(10);
 
 /// A connection that was just accepted.
 pub struct Accepted {
@@ -80,6 +87,12 @@ impl EndpointRuntime {
             out_of_tunnel: Flow { connection: &connection.out_of_tunnel, endpoint: metrics.out_of_tunnel() },
         };
         // A token of its own: the shared one's lock would be taken for every poll of every connection.
-        relay(plain, tunnel, options, meter, &self.abort.child_token()).await
+        let begun = Instant::now();
+        let end = relay(plain, tunnel, options, meter, &self.abort.child_token()).await;
+        let at_once = begun.elapsed() < DISMISSAL && connection.out_of_tunnel.load(Ordering::Relaxed) == 0;
+        match end {
+            End::Truncated if at_once && connection.binding.get() != Some(&Binding::Session) => End::Dismissed,
+            end => end,
+        }
     }
 }

@@ -164,8 +164,7 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
     }
     let sockets = api_sockets::bind(&paths, &config, prepared)?;
     let confinement = confine(&paths, &config);
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io_error("start the runtime"))?;
+    let runtime = runtime().map_err(io_error("start the runtime"))?;
     runtime.block_on(live(Start {
         config,
         path,
@@ -178,6 +177,12 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
         fdstore,
         confinement,
     }))
+}
+
+/// The runtime of the data plane. A relay that has more bytes wakes itself, so a worker is never idle beside bulk streams,
+/// and would look at the network only after 61 such turns: it looks after each.
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().event_interval(1).enable_all().build()
 }
 
 /// Dies with `tngd run`, also when that is killed: alone it would serve without guard.

@@ -10,7 +10,9 @@ use tokio::time::timeout;
 
 use crate::config::Mode;
 use crate::daemon::{Accepted, EndpointRuntime};
-use crate::relay::{ClientAddr, Leg, LivePorts, Outcome, PeerAddr, Record, Refusal, Source, Target, TlsLeg};
+use crate::relay::{
+    ClientAddr, Leg, LivePorts, Outcome, PeerAddr, Record, Refusal, Source, Target, TlsLeg, keep_urgent_bytes,
+};
 use crate::tls::{Alpn, Binding, Channel};
 
 /// Where a connection goes and whose address the service sees.
@@ -95,7 +97,7 @@ async fn connect(endpoint: &EndpointRuntime, route: &Route<'_>) -> Result<TcpStr
     tokio::select! {
         biased;
         _ = endpoint.abort.cancelled() => Err(Refusal::Draining),
-        result = connecting => result,
+        result = connecting => result.inspect(keep_urgent_bytes),
     }
 }
 

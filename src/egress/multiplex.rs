@@ -19,8 +19,6 @@ use crate::daemon::EndpointRuntime;
 use crate::relay::{ClientAddr, End, Leg, Outcome, PeerAddr, Record, Refusal, StreamLeg};
 use crate::tls::{Alpn, Binding, Standing};
 
-/// Streams of one HTTP/2 connection at once.
-const MAX_STREAMS: u32 = 256;
 /// A CONNECT request has no header worth more.
 const MAX_HEADER_LIST: u32 = 16 * 1024;
 /// Bytes a stream may send ahead of the service: the bound on what one of them can hold here.
@@ -46,15 +44,20 @@ impl Streams<'_> {
     pub(super) async fn serve(&self, tunnel: TlsStream<TcpStream>) -> Result<Outcome, Refusal> {
         let limits = &self.endpoint.endpoint.limits;
         let handshake = h2::server::Builder::new()
-            .max_concurrent_streams(MAX_STREAMS)
+            // TNG has one connection for all its clients. More windows are no more memory: the connection's bounds them.
+            .max_concurrent_streams(u32::try_from(limits.max_connections).unwrap_or(u32::MAX))
             .max_header_list_size(MAX_HEADER_LIST)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buffer_size(MAX_SEND_BUFFER)
             .handshake::<_, Bytes>(tunnel);
-        let mut connection = timeout(limits.handshake_timeout, handshake)
-            .await
-            .map_err(|_| Refusal::HandshakeTimeout(limits.handshake_timeout))??;
+        let mut connection = match timeout(limits.handshake_timeout, handshake).await {
+            Ok(Ok(connection)) => connection,
+            // TNG's pool opens several connections at once and drops all but one before their first stream.
+            Ok(Err(error)) if is_gone(&error) => return Ok(Outcome::Multiplexed(0)),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => return Err(Refusal::HandshakeTimeout(limits.handshake_timeout)),
+        };
         let idle = if limits.idle_timeout.is_zero() { Duration::MAX } else { limits.idle_timeout };
         let mut count = 0;
         let open = Arc::new(());
@@ -95,8 +98,7 @@ impl Streams<'_> {
                         connection.graceful_shutdown();
                     }
                     Ok(None) => return Ok(Outcome::Multiplexed(count)),
-                    // The client just went away, as it may at any time between two streams.
-                    Ok(Some(Err(error))) if count > 0 && error.is_io() => return Ok(Outcome::Multiplexed(count)),
+                    Ok(Some(Err(error))) if is_gone(&error) => return Ok(Outcome::Multiplexed(count)),
                     Ok(Some(Err(error))) => return Err(error.into()),
                     Ok(Some(Ok((request, respond)))) => {
                         count += 1;
@@ -130,6 +132,11 @@ impl Streams<'_> {
             drop((permit, open));
         });
     }
+}
+
+/// Whether the client just went away, as it may at any time between two streams and before the first one.
+fn is_gone(error: &h2::Error) -> bool {
+    error.get_io().is_some_and(|io| io.kind() != std::io::ErrorKind::InvalidData)
 }
 
 async fn closed(connection: &mut Connection<TlsStream<TcpStream>, Bytes>) {

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use crate::config::Mode;
 use crate::daemon::{Accepted, EndpointRuntime};
-use crate::relay::{Leg, Outcome, PeerAddr, Refusal, Source, Target, TlsLeg, canonical};
+use crate::relay::{Leg, Outcome, PeerAddr, Refusal, Source, Target, TlsLeg, canonical, keep_urgent_bytes};
 use crate::tls::{Alpn, Binding, Channel};
 
 /// Where a connection of `mode` goes.
@@ -24,6 +24,7 @@ pub use netfilter::original_dst;
 
 /// Serves one accepted connection to its end.
 pub async fn serve(endpoint: &EndpointRuntime, mut accepted: Accepted) {
+    keep_urgent_bytes(&accepted.tcp);
     // Boxed, so that the handshake's state is given back before the connection idles for hours.
     let established = Box::pin(async {
         tokio::select! {

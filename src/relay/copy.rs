@@ -11,8 +11,9 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustls::AlertDescription;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::{Kept, with_scratch};
@@ -20,9 +21,14 @@ use super::leg::Leg;
 use super::meter::{Flow, Meter};
 use crate::tls::{Standing, Withdrawn};
 
-/// Scratch buffers moved in one direction before other tasks get the thread: 1 MiB, well under a
-/// millisecond of copying.
-const ROUNDS: usize = 16;
+/// Scratch buffers moved in one direction before other tasks get the thread: 256 KiB. Beside four bulk streams a
+/// connection with a small request waits for that much of each; 1 MiB made it a second (docs/performance.md).
+const ROUNDS: usize = 4;
+
+/// How long what came from a side that failed may take to reach the other side, before both are reset.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How often the kernel is asked whether the other side has acknowledged it. No event tells.
+const SETTLING: Duration = Duration::from_millis(2);
 
 /// With less room than one TLS record a further read would only take part of one.
 const ENOUGH: usize = 16 * 1024;
@@ -63,6 +69,14 @@ pub enum End {
     /// What came through the tunnel is not valid TLS.
     #[error("tunnel: {0}")]
     Corrupt(io::Error),
+    /// The peer ended the tunnel with a fatal alert (RFC 8446, section 6.2). In TLS 1.3 a client is done before the
+    /// server has looked at its certificate, so this is also how a server refuses one.
+    #[error("{}", crate::tls::alert_text(*.0))]
+    Alert(AlertDescription),
+    /// A RATS-TLS peer closed the tunnel at once, without `close_notify` and without a byte: TNG does so with a peer that
+    /// it refuses.
+    #[error("the peer closed the tunnel at once and without a byte: it has refused this side; its log says why")]
+    Dismissed,
 }
 
 impl End {
@@ -76,6 +90,9 @@ impl End {
 ///
 /// A clean end of one direction is passed on (FIN becomes `close_notify` and FIN, and back) while the
 /// other goes on. Everything else makes both sides end in a reset, so that no cut is seen as an end.
+///
+/// When one side fails, what it had sent is delivered to the other before the reset: a server that answers 413 and closes
+/// while the client still uploads resets its connection, and the answer lies in the socket before the reset.
 pub async fn relay<P: Leg, T: Leg>(
     plain: &mut P,
     tunnel: &mut T,
@@ -84,11 +101,34 @@ pub async fn relay<P: Leg, T: Leg>(
     abort: &CancellationToken,
 ) -> End {
     let end = run(plain, tunnel, options, meter, abort).await;
-    if !matches!(end, End::Closed) {
-        plain.abort();
-        tunnel.abort();
+    match end {
+        End::Closed => return end,
+        End::Plain(_) => settle(tunnel, abort).await,
+        End::Tunnel(_) | End::Truncated | End::Corrupt(_) | End::Alert(_) | End::Dismissed => {
+            settle(plain, abort).await
+        }
+        End::Idle(_) | End::Withdrawn(_) | End::Drained => {}
     }
+    plain.abort();
+    tunnel.abort();
     end
+}
+
+/// Waits until the host behind `leg` has all that was written. A reset throws away what it has not acknowledged.
+async fn settle<L: Leg>(leg: &L, abort: &CancellationToken) {
+    if leg.unacknowledged() == 0 {
+        return;
+    }
+    // Boxed: an idle connection must not carry the room of its end.
+    let settled = Box::pin(async {
+        while leg.unacknowledged() > 0 {
+            sleep(SETTLING).await;
+        }
+    });
+    tokio::select! {
+        _ = timeout(LAST_WORDS, settled) => {}
+        _ = abort.cancelled() => {}
+    }
 }
 
 async fn run<P: Leg, T: Leg>(
@@ -104,6 +144,7 @@ async fn run<P: Leg, T: Leg>(
     let mut aborted = pin!(abort.cancelled());
     let mut timer = pin!(options.idle.map(|idle| sleep_until(last_byte + idle)));
     let mut verdict = pin!(options.standing.map(Standing::ended));
+    let mut failing: Option<Box<Failing>> = None;
 
     poll_fn(|cx| {
         if aborted.as_mut().poll(cx).is_ready() {
@@ -112,25 +153,33 @@ async fn run<P: Leg, T: Leg>(
         if verdict.as_mut().as_pin_mut().is_some_and(|verdict| verdict.poll(cx).is_ready()) {
             return Poll::Ready(End::withdrawn(options.standing));
         }
+        if let Some(failing) = &mut failing {
+            let delivered = with_scratch(|scratch| match failing.delivers {
+                Way::Inward => inward.poll_last(cx, plain, tunnel, scratch, meter.into_tunnel),
+                Way::Outward => outward.poll_last(cx, tunnel, plain, scratch, meter.out_of_tunnel),
+            });
+            if delivered.is_ready() || failing.deadline.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(std::mem::replace(&mut failing.end, End::Closed));
+            }
+            return Poll::Pending;
+        }
         let (up, down) = with_scratch(|scratch| {
             let up = inward.poll(cx, plain, tunnel, scratch, meter.into_tunnel);
             let down = outward.poll(cx, tunnel, plain, scratch, meter.out_of_tunnel);
             (up, down)
         });
-        let up = match up {
-            Poll::Ready(Err(Failure::Read(e))) => return Poll::Ready(End::Plain(e)),
-            Poll::Ready(Err(Failure::Write(e))) => return Poll::Ready(tunnel_failure(e)),
-            Poll::Ready(Ok(())) => true,
-            Poll::Pending => false,
-        };
-        let down = match down {
-            Poll::Ready(Err(Failure::Read(e))) => return Poll::Ready(tunnel_failure(e)),
-            Poll::Ready(Err(Failure::Write(e))) => return Poll::Ready(End::Plain(e)),
-            Poll::Ready(Ok(())) => true,
-            Poll::Pending => false,
-        };
-        if up && down {
+        if let (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) = (&up, &down) {
             return Poll::Ready(End::Closed);
+        }
+        if let Some(failed) = Failing::of(up, down) {
+            // A side whose read failed has nothing more to read.
+            match failed.delivers {
+                Way::Inward => inward.ended |= failed.is_dry,
+                Way::Outward => outward.ended |= failed.is_dry,
+            }
+            failing = Some(Box::new(failed));
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         if std::mem::take(&mut inward.moved) | std::mem::take(&mut outward.moved) {
             last_byte = Instant::now();
@@ -151,7 +200,41 @@ async fn run<P: Leg, T: Leg>(
     .await
 }
 
+/// Which way bytes go.
+#[derive(Clone, Copy)]
+enum Way {
+    Inward,
+    Outward,
+}
+
+/// A relay one of whose sides has failed.
+struct Failing {
+    end: End,
+    /// The direction in which the failed side had sent.
+    delivers: Way,
+    /// Whether all that it had sent was read.
+    is_dry: bool,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl Failing {
+    /// What failed, if anything did. A failed read says more than a failed write to the same side.
+    fn of(up: Poll<Result<(), Failure>>, down: Poll<Result<(), Failure>>) -> Option<Self> {
+        let (end, delivers, is_dry) = match (up, down) {
+            (Poll::Ready(Err(Failure::Read(e))), _) => (End::Plain(e), Way::Inward, true),
+            (_, Poll::Ready(Err(Failure::Read(e)))) => (tunnel_failure(e), Way::Outward, true),
+            (Poll::Ready(Err(Failure::Write(e))), _) => (tunnel_failure(e), Way::Outward, false),
+            (_, Poll::Ready(Err(Failure::Write(e)))) => (End::Plain(e), Way::Inward, false),
+            (Poll::Ready(Ok(())) | Poll::Pending, Poll::Ready(Ok(())) | Poll::Pending) => return None,
+        };
+        Some(Self { end, delivers, is_dry, deadline: Box::pin(sleep(LAST_WORDS)) })
+    }
+}
+
 fn tunnel_failure(error: io::Error) -> End {
+    if let Some(rustls::Error::AlertReceived(alert)) = error.get_ref().and_then(|e| e.downcast_ref()) {
+        return End::Alert(*alert);
+    }
     match error.kind() {
         io::ErrorKind::UnexpectedEof => End::Truncated,
         io::ErrorKind::InvalidData => End::Corrupt(error),
@@ -220,6 +303,54 @@ impl Direction {
                         }
                     }
                     return Poll::Pending;
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Delivers what the reader still has, after one side has failed. Ready when there is no more, or when it cannot be
+    /// delivered. The end of the reader is not passed on: it is no clean one.
+    fn poll_last<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+        scratch: &mut [u8],
+        flow: Flow<'_>,
+    ) -> Poll<()>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        for _ in 0..ROUNDS {
+            while !self.kept.is_empty() {
+                match Pin::new(&mut *to).poll_write(cx, self.kept.rest()) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok(count)) if count > 0 => {
+                        self.kept.advance(count);
+                        self.note(count, flow);
+                    }
+                    Poll::Ready(_) => return Poll::Ready(()),
+                }
+            }
+            let mut filled = ReadBuf::new(scratch);
+            let stop = if self.ended { Stop::End } else { fill(cx, from, &mut filled) };
+            if self.poll_deliver(cx, to, filled.filled(), flow).is_err() {
+                return Poll::Ready(());
+            }
+            match stop {
+                Stop::Full => {}
+                Stop::Dry => {
+                    let _ = Pin::new(&mut *to).poll_flush(cx);
+                    return Poll::Pending;
+                }
+                Stop::End | Stop::Failed(_) => {
+                    self.ended = true;
+                    if self.kept.is_empty() {
+                        return Pin::new(&mut *to).poll_flush(cx).map(drop);
+                    }
                 }
             }
         }

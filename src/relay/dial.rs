@@ -211,6 +211,13 @@ async fn lookup(name: String, port: u16) -> io::Result<Vec<SocketAddr>> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
+/// An urgent byte (RFC 6093) stays in the stream of a plain socket, where it would otherwise be taken out and lost. The
+/// mark that it is urgent is not carried through the tunnel.
+pub(crate) fn keep_urgent_bytes(plain: &TcpStream) {
+    // Fails only on a connection that is broken already, which the next read reports.
+    let _ = SockRef::from(plain).set_out_of_band_inline(true);
+}
+
 /// Small writes leave at once, and a host that vanished is noticed.
 pub(crate) fn tune(stream: &TcpStream) {
     // Both fail only on a connection that is broken already, which the next read reports.

@@ -1,5 +1,6 @@
 //! One side of a relayed connection.
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
@@ -9,6 +10,11 @@ use tokio::net::TcpStream;
 pub trait Leg: AsyncRead + AsyncWrite + Unpin {
     /// From here on, dropping it resets the connection. A cut-off answer must never look complete.
     fn abort(&mut self);
+
+    /// Bytes written to the socket that the other host has not acknowledged yet. 0 where no kernel can tell.
+    fn unacknowledged(&self) -> usize {
+        0
+    }
 }
 
 impl Leg for TcpStream {
@@ -16,11 +22,20 @@ impl Leg for TcpStream {
         // SO_LINGER 0 makes close(2) send RST. It fails only on a socket that is gone already.
         let _ = socket2::SockRef::from(&*self).set_linger(Some(Duration::ZERO));
     }
+
+    fn unacknowledged(&self) -> usize {
+        // Fails only on a socket that is gone already.
+        crate::sys::unacknowledged(self.as_fd()).unwrap_or(0)
+    }
 }
 
 impl<T: Leg + ?Sized> Leg for Box<T> {
     fn abort(&mut self) {
         (**self).abort();
+    }
+
+    fn unacknowledged(&self) -> usize {
+        (**self).unacknowledged()
     }
 }
 

@@ -17,8 +17,8 @@ mod tunnel;
 
 pub use addr::{ClientAddr, OriginalDst, PeerAddr, canonical};
 pub use copy::{End, RelayOptions, relay};
-pub(crate) use dial::tune;
 pub use dial::{Dialer, MarkPolicy, Source, Target, probe_mark};
+pub(crate) use dial::{keep_urgent_bytes, tune};
 pub use leg::Leg;
 pub use live_ports::{LivePort, LivePorts};
 pub use meter::{Flow, Meter};

@@ -36,6 +36,26 @@ impl Outcome {
             (Outcome::Relayed(End::Tunnel(_)), _) => "peer-reset",
             (Outcome::Relayed(End::Truncated), _) => "tunnel-truncated",
             (Outcome::Relayed(End::Corrupt(_)), _) => "tunnel-corrupt",
+            (Outcome::Relayed(End::Alert(_)), _) => "tls-alert",
+            (Outcome::Relayed(End::Dismissed), _) => "peer-refused",
+        }
+    }
+
+    /// Whether one side refused the other, and not just a connection that ended.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Outcome::Refused(_) | Outcome::Relayed(End::Alert(_) | End::Dismissed) => true,
+            Outcome::Multiplexed(_)
+            | Outcome::Relayed(
+                End::Closed
+                | End::Idle(_)
+                | End::Withdrawn(_)
+                | End::Drained
+                | End::Plain(_)
+                | End::Tunnel(_)
+                | End::Truncated
+                | End::Corrupt(_),
+            ) => false,
         }
     }
 
@@ -111,7 +131,7 @@ impl Record {
     /// Writes the record.
     pub fn finish(mut self, outcome: Outcome) {
         let reason = outcome.reason(self.stats.side);
-        self.write(reason, outcome.detail(), matches!(outcome, Outcome::Refused(_)));
+        self.write(reason, outcome.detail(), outcome.is_refusal());
     }
 
     fn write(&mut self, reason: &'static str, detail: String, refused: bool) {

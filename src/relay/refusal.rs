@@ -74,10 +74,26 @@ pub enum Refusal {
     TooManyConnections,
     /// The HTTP/2 connection broke.
     #[error("HTTP/2: {0}")]
-    Http2(#[from] h2::Error),
+    Http2(h2::Error),
     /// The daemon stops.
     #[error("the daemon stops")]
     Draining,
+}
+
+impl From<h2::Error> for Refusal {
+    /// What the connection under HTTP/2 did is named for what it is. h2 keeps the text of a TLS error and not the error.
+    fn from(error: h2::Error) -> Self {
+        let demanded = rustls::AlertDescription::CertificateRequired;
+        match error.get_io() {
+            Some(io) if io.to_string() == rustls::Error::AlertReceived(demanded).to_string() => {
+                Refusal::Channel(ChannelError::Alert(demanded))
+            }
+            Some(io) if io.kind() != std::io::ErrorKind::InvalidData => {
+                Refusal::Channel(std::io::Error::from(io.kind()).into())
+            }
+            _ => Refusal::Http2(error),
+        }
+    }
 }
 
 impl Refusal {

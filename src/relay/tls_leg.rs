@@ -197,6 +197,10 @@ impl Leg for TlsLeg {
     fn abort(&mut self) {
         self.tcp.abort();
     }
+
+    fn unacknowledged(&self) -> usize {
+        self.tcp.unacknowledged()
+    }
 }
 
 /// A source that has nothing now.

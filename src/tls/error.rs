@@ -20,8 +20,8 @@ pub enum ChannelError {
     #[error("the peer closed the connection during the handshake")]
     Closed,
     /// The peer refused the handshake.
-    #[error("the peer refused the handshake: {0}")]
-    Alert(String),
+    #[error("{}", alert_text(*.0))]
+    Alert(AlertDescription),
     /// No common application protocol.
     #[error(
         "no protocol in common: this side speaks RATS-TLS, and tng/1 if it attests or verifies; the peer wants another \
@@ -52,6 +52,17 @@ pub enum ChannelError {
     /// The endpoint could not be set up.
     #[error("TLS setup failed: {0}")]
     Setup(String),
+}
+
+/// What a fatal alert of the peer means here.
+pub(crate) fn alert_text(alert: AlertDescription) -> String {
+    let meaning = match alert {
+        AlertDescription::CertificateRequired => {
+            ": it demands evidence, and this side shows none: it has no attest table"
+        }
+        _ => "",
+    };
+    format!("the peer refused the connection by the TLS alert {alert:?}{meaning}")
 }
 
 impl ChannelError {
@@ -135,7 +146,7 @@ impl From<&rustls::Error> for ChannelError {
                 | InvalidMessage::MessageTooLarge,
             ) => Self::NotTls,
             E::NoApplicationProtocol | E::AlertReceived(AlertDescription::NoApplicationProtocol) => Self::Alpn,
-            E::AlertReceived(alert) => Self::Alert(format!("{alert:?}")),
+            E::AlertReceived(alert) => Self::Alert(*alert),
             E::NoCertificatesPresented => Self::Peer(PeerError::NoCertificate),
             other => Self::Tls(other.to_string()),
         }

@@ -29,6 +29,7 @@ use crate::config::Ra;
 pub use config::provider as crypto_provider;
 pub use endpoint::EndpointTls;
 pub use error::ChannelError;
+pub(crate) use error::alert_text;
 pub use peer::PeerError;
 pub use session::SessionError;
 pub use standing::{Closing, CurrentVerdict, Standing, Standings, WeakStandings, Withdrawn};
