@@ -116,6 +116,8 @@ impl FromStr for Mode {
             "no-policy" => Self::NoPolicy,
             "unavailable" => Self::Unavailable,
             "garbage" => Self::Garbage,
+            "absent" => Self::Absent,
+            "drops" => Self::Drops,
             "not-http" => Self::NotHttp,
             "html" => Self::Html,
             "silent" => Self::Silent,
