@@ -1,4 +1,5 @@
-//! A fake attestation service for network tests: `fake_as LISTEN [MODE] [rest|grpc|grpc-alone]`.
+//! A fake attestation service for network tests: `fake_as LISTEN [MODE] [rest|grpc|grpc-alone] [ephemeral]`. With an
+//! ephemeral signer each start has a key of its own.
 
 #[path = "../tests/fakes/mod.rs"]
 mod fakes;
@@ -16,7 +17,11 @@ async fn main() {
         Some("grpc-alone") => Serves::GrpcAlone,
         Some(other) => panic!("unknown protocol {other}"),
     };
-    let service = FakeAs::start_as(&listen, mode, serves, None).await;
+    let service = match args.next().as_deref() {
+        None => FakeAs::start_as(&listen, mode, serves, None).await,
+        Some("ephemeral") => FakeAs::start_with_its_own_key_as(&listen, mode, serves).await,
+        Some(other) => panic!("unknown signer {other}"),
+    };
     println!("ready {}", service.addr);
     std::future::pending::<()>().await;
 }

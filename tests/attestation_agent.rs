@@ -122,6 +122,60 @@ async fn evidence_is_renewed_at_half_its_age_and_a_failure_shows_without_refusin
 }
 
 #[tokio::test]
+async fn a_tpm_behind_an_agent_is_asked_for_one_quote_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = FakeAa::start(&dir.path().join("aa.sock"), Aa::Tpm);
+    // The fake is as fragile as the real one.
+    let mut all = tokio::task::JoinSet::new();
+    for n in 0..4 {
+        let socket = agent.socket.clone();
+        all.spawn(async move { fakes::aa::quote(&socket, n).await });
+    }
+    assert!(all.join_all().await.contains(&false));
+
+    // Two endpoints of one host, each with many handshakes at once.
+    let endpoints = [0, 1].map(|_| Arc::new(AaAttester::new(&agent.socket, Duration::from_secs(30))));
+    let mut all = tokio::task::JoinSet::new();
+    for n in 0..20u8 {
+        let attester = endpoints[usize::from(n) % 2].clone();
+        all.spawn(async move { attester.evidence(&RuntimeData::for_key(&[n])).await.map(|e| e.tee) });
+    }
+    for outcome in all.join_all().await {
+        assert_eq!(outcome, Ok("tpm".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn a_side_whose_certificate_is_too_large_for_peers_knows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let shown = async |bytes: usize| {
+        let name = dir.path().join(format!("{bytes}.sock"));
+        let agent = FakeAa::start(&name, Aa::Padded(bytes));
+        let server = endpoint(ra(Some(attest_aa(&agent.socket)), None));
+        // What is made of it by who asks for nothing: the length of a TLS message alone counts.
+        let (met, _) = meet(&endpoint(ra(None, None)), &server).await;
+        let status = server.status().attest.unwrap();
+        (met.map_or_else(|e| e.reason(), |_| "ok"), status)
+    };
+    let (mut fits, mut too_large) = (60_000, 70_000);
+    while too_large - fits > 1 {
+        let middle = (fits + too_large) / 2;
+        let (outcome, status) = shown(middle).await;
+        match outcome {
+            // What else stands in the same flight is of no fixed length: near the limit it may be luck.
+            "ok" if status.state == "degraded" => assert!(too_large - middle < 1000, "{middle}"),
+            "ok" => assert_eq!((status.state, status.reason), ("ok", None), "{middle}"),
+            refused => {
+                assert_eq!(refused, "tls-certificate-too-large", "{middle}");
+                assert_eq!((status.state, status.reason), ("degraded", Some(refused)), "{middle}");
+                assert!(status.error.unwrap().contains("peers take 65279 at most"), "{middle}");
+            }
+        }
+        *if outcome == "ok" { &mut fits } else { &mut too_large } = middle;
+    }
+}
+
+#[tokio::test]
 async fn evidence_through_the_api_server_is_bound_as_the_agents_own() {
     let server = FakeAsr::start(Asr::Good).await;
     let service = FakeAs::start("127.0.0.1:0", AFFIRMING).await;
@@ -145,6 +199,7 @@ async fn each_failing_api_server_has_its_reason_and_the_next_good_answer_heals()
         (Asr::TextOnly, "asr-too-old"),
         (Asr::NoInfo, "asr-too-old"),
         (Asr::NoAgent, "asr-too-old"),
+        (Asr::Resource, "asr-feature"),
         (Asr::Error, "aa-error"),
         (Asr::Forbidden, "aa-error"),
         (Asr::Html, "aa-garbage"),
@@ -162,6 +217,11 @@ async fn each_failing_api_server_has_its_reason_and_the_next_good_answer_heals()
     }
     server.set(Asr::Forbidden);
     assert!(attester.evidence(&rd).await.unwrap_err().to_string().contains("403: Forbidden"));
+    server.set(Asr::Resource);
+    let text = attester.evidence(&rd).await.unwrap_err().to_string();
+    assert!(text.contains("--features attestation") && !text.contains("old"), "{text}");
+    server.set(Asr::NoInfo);
+    assert!(attester.evidence(&rd).await.unwrap_err().to_string().contains("check asr_addr"), "a KBS, say");
     drop(server);
     until("the port closes", async || attester.evidence(&rd).await.is_err_and(|e| e.reason() == "aa-unreachable"))
         .await;

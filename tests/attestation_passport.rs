@@ -126,6 +126,28 @@ async fn a_token_is_judged_as_one_of_the_service_itself() {
 }
 
 #[tokio::test]
+async fn a_side_whose_own_token_does_not_affirm_it_knows_that_peers_refuse_it() {
+    let service = FakeAs::start("127.0.0.1:0", As::Status("contraindicated")).await;
+    let interval = Duration::from_secs(2);
+    let shows = Attest { refresh_interval: interval, ..attest(&service) };
+    let (client, server) = (endpoint(ra(None, Some(anchors()))), endpoint(ra(Some(shows), None)));
+    assert_eq!(meet(&client, &server).await.0.err().unwrap().reason(), "token-status-contraindicated");
+    let status = server.status().attest.unwrap();
+    assert_eq!((status.state, status.usable), ("degraded", true), "{status:?}");
+    assert_eq!((status.reason, status.failures), (Some("token-status-contraindicated"), 0));
+    assert!(status.error.unwrap().contains("the token about this side: appraisal of cpu0"));
+    // The service thinks better of it.
+    service.set(AFFIRMING);
+    let end = tokio::time::Instant::now() + Duration::from_secs(20);
+    while server.status().attest.unwrap().state != "ok" {
+        assert!(tokio::time::Instant::now() < end, "{:?}", server.status().attest);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    meet(&client, &server).await.0.unwrap();
+    assert_eq!(server.status().attest.unwrap().reason, None);
+}
+
+#[tokio::test]
 async fn an_attester_without_a_token_says_why_and_shows_nothing() {
     let service = FakeAs::start("127.0.0.1:0", AFFIRMING).await;
     for (mode, wanted) in [

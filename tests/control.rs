@@ -155,6 +155,20 @@ async fn an_endpoint_without_evidence_is_degraded_and_says_why() {
     let status = tng::ctl::status(&daemon.scope(None), false, PLAIN);
     assert_eq!(status.exit, Exit::Degraded);
     assert!(status.text.contains("endpoint in has no evidence to show: aa-unreachable: no socket"), "{}", status.text);
+    // Served, and refused by all: this side alone can mend it.
+    let (reason, error) =
+        ("token-status-contraindicated", "the token about this side: appraisal of cpu0: contraindicated");
+    says(
+        serde_json::json!({ "usable": true, "state": "degraded", "reason": reason, "error": error, "evidence_age": 2 }),
+    );
+    let status = tng::ctl::status(&daemon.scope(None), false, PLAIN);
+    assert_eq!(status.exit, Exit::Degraded);
+    assert!(
+        status.text.contains(&format!("endpoint in is refused by its peers: {reason}: {error}")),
+        "{}",
+        status.text
+    );
+    assert!(status.text.contains("peers refuse it: token-status-contraindicated"), "{}", status.text);
     let metrics = get(&daemon.socket, "/metrics").1;
     let line = "tng_attestation_events_total{endpoint=\"in\",side=\"ingress\",event=\"as-request\"} 7";
     assert!(metrics.contains(line), "{metrics}");

@@ -117,7 +117,7 @@ impl Agent for AaAttester {
 #[async_trait]
 impl Attester for AaAttester {
     async fn evidence(&self, runtime_data: &RuntimeData) -> Result<Evidence, AttestError> {
-        self.within(agent::evidence(self, runtime_data, self.additional)).await
+        agent::evidence(self, runtime_data, self.additional, self.deadline).await
     }
     fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)

@@ -7,7 +7,7 @@ use aws_lc_rs::digest;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
-use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate, X509Version};
+use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate, X509Name, X509Version};
 
 use super::jwk::{Jwk, Key, MAX_CHAIN};
 use super::x509::signed_by;
@@ -15,6 +15,8 @@ use crate::config::{JwksSource, TrustedSigners};
 
 /// Keys taken from one set.
 const MAX_KEYS: usize = 64;
+/// Longest name of a certificate in a message, characters.
+const MAX_NAME: usize = 100;
 /// Trust anchors: certificates, keys of a key set, and hashes of keys.
 #[derive(Debug, Clone, Default)]
 pub struct Anchors {
@@ -137,7 +139,7 @@ impl Anchors {
 
     /// Whether `key`, which `jwk` brings, is trusted at `now`: a pinned key, one of the set, or that of a chain that
     /// ends in an anchor.
-    pub fn trust(&self, jwk: &Jwk, key: &Key, now: SystemTime) -> Result<(), &'static str> {
+    pub fn trust(&self, jwk: &Jwk, key: &Key, now: SystemTime) -> Result<(), String> {
         if self.keys.iter().any(|k| k.key == *key) || self.is_pinned(key) {
             return Ok(());
         }
@@ -145,10 +147,11 @@ impl Anchors {
         let leaf_der = chain.first().ok_or("no x5c and not a known key")?;
         let (_, leaf) = X509Certificate::from_der(leaf_der).map_err(|_| "malformed certificate in x5c")?;
         if leaf.public_key().subject_public_key.data.as_ref() != key.bits() {
-            return Err("the leaf of x5c is another key's");
+            return Err("the leaf of x5c is another key's".into());
         }
         if self.certificates.contains(leaf_der) {
-            return if leaf.validity().is_valid_at(at(now)) { Ok(()) } else { Err("signer certificate expired") };
+            let valid = leaf.validity().is_valid_at(at(now));
+            return if valid { Ok(()) } else { Err("signer certificate expired".into()) };
         }
         self.walk(leaf, &chain[1..], now)
     }
@@ -158,23 +161,52 @@ impl Anchors {
         self.pins.iter().any(|pin| pin == hash.as_ref())
     }
 
-    fn walk<'a>(&'a self, leaf: X509Certificate<'a>, rest: &'a [Vec<u8>], now: SystemTime) -> Result<(), &'static str> {
+    fn walk<'a>(&'a self, leaf: X509Certificate<'a>, rest: &'a [Vec<u8>], now: SystemTime) -> Result<(), String> {
         let anchors = parse_all(&self.certificates)?;
         let intermediates = parse_all(rest)?;
         usable_as(&leaf, Role::Signer, now)?;
         let mut current = leaf;
         for below in 0..MAX_CHAIN {
-            if anchors.iter().any(|a| issued(a, &current) && usable_as(a, Role::Issuer { below }, now).is_ok()) {
-                return Ok(());
+            let role = Role::Issuer { below };
+            // Who issued himself is the last: his chain would go around with him for ever.
+            let is_last = issued(&current, &current);
+            let (mut next, mut unfit) = (None, None);
+            for (issuer, is_anchor) in anchors.iter().map(|a| (a, true)).chain(intermediates.iter().map(|i| (i, false)))
+            {
+                if !issued(issuer, &current) {
+                    continue;
+                }
+                match usable_as(issuer, role, now) {
+                    Ok(()) if is_anchor => return Ok(()),
+                    Ok(()) if !is_last => next = next.or(Some(issuer)),
+                    Ok(()) => {}
+                    Err(why) => unfit = unfit.or(Some(format!("{}: {why}", name(issuer.subject())))),
+                }
             }
-            let next = intermediates
-                .iter()
-                .find(|i| issued(i, &current) && usable_as(i, Role::Issuer { below }, now).is_ok())
-                .ok_or("chain does not end in a trust anchor")?;
-            current = next.clone();
+            current = match (next, unfit) {
+                (Some(issuer), _) => issuer.clone(),
+                (None, Some(unfit)) => return Err(unfit),
+                (None, None) => return Err(ends_in(&current)),
+            };
         }
-        Err("chain too long")
+        Err("chain too long".into())
     }
+}
+
+/// Where a chain ends that no anchor vouches for.
+fn ends_in(cert: &X509Certificate<'_>) -> String {
+    let (subject, issuer) = (name(cert.subject()), name(cert.issuer()));
+    if cert.subject().as_raw() == cert.issuer().as_raw() {
+        format!("chain ends in {subject}, which is no anchor")
+    } else {
+        format!("chain ends in {subject}, issued by {issuer}, which is no anchor")
+    }
+}
+
+/// A name that a stranger wrote, fit to be shown.
+fn name(name: &X509Name<'_>) -> String {
+    let text = name.to_string();
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_NAME).collect()
 }
 
 fn at(now: SystemTime) -> x509_parser::time::ASN1Time {
@@ -256,7 +288,8 @@ mod tests {
         params
     }
 
-    fn judge(middle_is_ca: bool, leaf_is_ca: bool, trusted: bool) -> Result<(), &'static str> {
+    /// What is made of a leaf under a middle one under a root. `with_root`: x5c holds the root, too.
+    fn judge(middle_is_ca: bool, leaf_is_ca: bool, trusted: bool, with_root: bool) -> Result<(), String> {
         let keys: Vec<_> = (0..3).map(|_| KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap()).collect();
         let root = params("root", true).self_signed(&keys[0]).unwrap();
         let root_params = params("root", true);
@@ -266,14 +299,17 @@ mod tests {
             params("leaf", leaf_is_ca).signed_by(&keys[2], &Issuer::from_params(&middle_params, &keys[1])).unwrap();
         let mut jwk = jwk_of(&keys[2], None);
         // One in each alphabet.
-        jwk["x5c"] =
-            serde_json::json!([BASE64_URL_SAFE_NO_PAD.encode(leaf.der()), BASE64_STANDARD.encode(middle.der())]);
-        let certificates = if trusted { vec![root.der().to_vec()] } else { vec![] };
+        let mut chain = vec![BASE64_URL_SAFE_NO_PAD.encode(leaf.der()), BASE64_STANDARD.encode(middle.der())];
+        chain.extend(with_root.then(|| BASE64_STANDARD.encode(root.der())));
+        jwk["x5c"] = serde_json::json!(chain);
+        // Somebody else's of the same name is no anchor for it.
+        let other = params("root", true).self_signed(&KeyPair::generate().unwrap()).unwrap();
+        let certificates = vec![if trusted { root.der().to_vec() } else { other.der().to_vec() }];
         Anchors { certificates, ..Anchors::default() }.judged(jwk)
     }
 
     impl Anchors {
-        fn judged(&self, jwk: serde_json::Value) -> Result<(), &'static str> {
+        fn judged(&self, jwk: serde_json::Value) -> Result<(), String> {
             let jwk: Jwk = serde_json::from_value(jwk).unwrap();
             self.trust(&jwk, &jwk.key().unwrap(), SystemTime::now())
         }
@@ -281,10 +317,25 @@ mod tests {
 
     #[test]
     fn only_authorities_issue_and_only_others_sign() {
-        assert_eq!(judge(true, false, true), Ok(()));
-        assert_eq!(judge(true, false, false), Err("chain does not end in a trust anchor"));
-        assert_eq!(judge(false, false, true), Err("chain does not end in a trust anchor"));
-        assert_eq!(judge(true, true, true), Err("the signer's certificate is a CA's"));
+        for with_root in [false, true] {
+            assert_eq!(judge(true, false, true, with_root), Ok(()));
+            let error = judge(false, false, true, with_root).unwrap_err();
+            assert!(error.contains("CN=middle") && error.contains("an issuer is no CA"), "{error}");
+            assert_eq!(judge(true, true, true, with_root).unwrap_err(), "the signer's certificate is a CA's");
+        }
+    }
+
+    #[test]
+    fn the_certificate_is_named_at_which_a_strange_chain_ends() {
+        let without = judge(true, false, false, false).unwrap_err();
+        assert!(without.starts_with("chain ends in ") && without.ends_with(", which is no anchor"), "{without}");
+        assert!(without.contains("CN=middle") && without.contains("issued by ") && without.contains("CN=root"));
+        // As trustee's documentation makes x5c: with the root.
+        let with = judge(true, false, false, true).unwrap_err();
+        assert!(with.contains("CN=root, which is no anchor") && !with.contains("issued by"), "{with}");
+        let alone = params("a\u{1b}[31m", false).self_signed(&KeyPair::generate().unwrap()).unwrap();
+        let (_, alone) = X509Certificate::from_der(alone.der()).unwrap();
+        assert!(!ends_in(&alone).contains('\u{1b}'));
     }
 
     fn jwk_of(key: &KeyPair, kid: Option<&str>) -> serde_json::Value {
@@ -302,7 +353,7 @@ mod tests {
         let anchors = Anchors::named(&trusted).unwrap().unwrap();
         let judge = |k| anchors.judged(jwk_of(k, None));
         assert_eq!(judge(&key), Ok(()));
-        assert_eq!(judge(&other), Err("no x5c and not a known key"));
+        assert_eq!(judge(&other), Err("no x5c and not a known key".into()));
         assert!(anchors.origin().starts_with("pinned key "), "{}", anchors.origin());
     }
 

@@ -96,7 +96,7 @@ impl AsrAttester {
             _ => {}
         }
         if holds(&body, text.as_bytes()) {
-            return Err(AttestError::AsrTooOld("it takes runtime data as text only"));
+            return Err(AttestError::AsrTooOld("it takes runtime data as text only; update it"));
         }
         Ok(Some(body.to_vec()))
     }
@@ -153,7 +153,7 @@ impl Agent for AsrAttester {
     async fn tee(&self) -> Result<String, AttestError> {
         let (status, body) = self.get("/info").await?;
         if status == StatusCode::NOT_FOUND {
-            return Err(AttestError::AsrTooOld("it has no /info"));
+            return Err(AttestError::AsrTooOld("it has no /info, or it is no API server: check asr_addr"));
         }
         if !status.is_success() {
             return Err(refused(status, &body));
@@ -161,14 +161,18 @@ impl Agent for AsrAttester {
         let info: Value = serde_json::from_slice(&body).map_err(|_| AttestError::AaGarbage("/info is not JSON"))?;
         match info.get("tee") {
             Some(Value::String(tee)) => Ok(tee.clone()),
+            // It asks no agent for its TEE then. `resource` is what a server does that nobody told otherwise.
+            None if info.get("feature").is_some_and(|f| f == "resource") => Err(AttestError::AsrFeature),
             // As of a server that was started without an agent, or before /info told the TEE.
-            None if info.is_object() => Err(AttestError::AsrTooOld("/info does not tell the TEE, or it has no agent")),
+            None if info.is_object() => {
+                Err(AttestError::AsrTooOld("/info does not tell the TEE, or it has no agent; update it"))
+            }
             _ => Err(AttestError::AaGarbage("no name of a TEE")),
         }
     }
 
     async fn evidence_over(&self, report_data: &[u8]) -> Result<Vec<u8>, AttestError> {
-        self.ask("evidence", report_data).await?.ok_or(AttestError::AsrTooOld("it has no /aa/evidence"))
+        self.ask("evidence", report_data).await?.ok_or(AttestError::AsrTooOld("it has no /aa/evidence; update it"))
     }
 
     async fn devices_over(&self, report_data: &[u8]) -> Result<Vec<u8>, AttestError> {
@@ -179,7 +183,7 @@ impl Agent for AsrAttester {
 #[async_trait]
 impl Attester for AsrAttester {
     async fn evidence(&self, runtime_data: &RuntimeData) -> Result<Evidence, AttestError> {
-        self.within(agent::evidence(self, runtime_data, self.additional)).await
+        agent::evidence(self, runtime_data, self.additional, self.deadline).await
     }
     fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)

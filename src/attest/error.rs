@@ -13,6 +13,9 @@ pub enum AttestError {
     /// The agent did not answer within the deadline.
     #[error("attestation agent did not answer within the deadline")]
     AaTimeout,
+    /// Its TPM serves one request at a time, and others were before this one.
+    #[error("the attestation agent is asked for one quote of a TPM at a time, and the turn did not come in time")]
+    AaTurn,
     /// The agent answered with an error.
     #[error("attestation agent answered error {code}: {message}")]
     AaError {
@@ -30,8 +33,11 @@ pub enum AttestError {
     /// The host's own evidence could not be made.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// The API server in front of the agent was started without the feature that is needed.
+    #[error("the CoCo API server serves resources and no evidence: start it with --features attestation")]
+    AsrFeature,
     /// The API server in front of the agent does not have what is needed.
-    #[error("the CoCo API server is too old: {0}; update it")]
+    #[error("the CoCo API server is too old: {0}")]
     AsrTooOld(&'static str),
     /// Device evidence is asked for, and the agent has none.
     #[error("attest.additional_evidence = true, and the attestation agent has no evidence of a device")]
@@ -52,11 +58,12 @@ impl AttestError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::AaUnreachable(_) => "aa-unreachable",
-            Self::AaTimeout => "aa-timeout",
+            Self::AaTimeout | Self::AaTurn => "aa-timeout",
             Self::AaError { .. } => "aa-error",
             Self::AaNoTeeType => "aa-no-tee-type",
             Self::AaGarbage(_) => "aa-garbage",
             Self::Host(e) => e.reason(),
+            Self::AsrFeature => "asr-feature",
             Self::AsrTooOld(_) => "asr-too-old",
             Self::AaNoDevices => "aa-no-devices",
             Self::Passport(e) => e.reason(),
@@ -88,7 +95,7 @@ impl std::fmt::Display for AsStatus {
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum VerifyError {
     /// The TEE proves nothing and `allow_sample` is not set.
-    #[error("the peer's TEE is `{0}`, which proves nothing; verify.allow_sample is not set")]
+    #[error("the TEE is `{0}`, which proves nothing, and allow_sample is not set")]
     SampleTeeRefused(String),
     /// The sample verifier knows only the sample TEE.
     #[error("the sample verifier cannot appraise TEE `{0}`")]
@@ -147,6 +154,12 @@ pub enum VerifyError {
         /// First line or so of the text.
         text: String,
     },
+    /// Something answers at the attestation service's address, and it is none.
+    #[error("no attestation service there, it answered {0}: check as_addr")]
+    AsAbsent(AsStatus),
+    /// The attestation service took the request and broke the call off.
+    #[error("attestation service dropped the call: {0}; see its log, did it panic?")]
+    AsDropped(String),
     /// The attestation service began an answer and did not end it within the deadline.
     #[error("attestation service began an answer and did not end it within the deadline")]
     AsStalled,
@@ -181,7 +194,7 @@ pub enum VerifyError {
     #[error("token signer not trusted: {0}")]
     TokenUntrustedSigner(String),
     /// The token is about other runtime data.
-    #[error("token is not about this peer's key")]
+    #[error("token is about another key than the one that was shown")]
     TokenRuntimeData,
     /// The token was made under another policy.
     #[error("token made under policy {found:?}, not {wanted:?}")]
@@ -296,9 +309,9 @@ impl VerifyError {
             Self::AsBinding(_) => "as-binding",
             Self::AsPolicy { .. } => "as-policy",
             Self::AsTee { .. } => "as-tee",
-            Self::AsError { .. } => "as-error",
+            Self::AsError { .. } | Self::AsDropped(_) => "as-error",
             Self::AsStalled => "as-stalled",
-            Self::AsGarbage(_) => "as-garbage",
+            Self::AsGarbage(_) | Self::AsAbsent(_) => "as-garbage",
             Self::AsNoToken(_) => "as-no-token",
             Self::AsTooLarge => "as-too-large",
             Self::AsClock(_) => "as-clock",

@@ -51,7 +51,7 @@ impl Ended {
 impl From<&AttestError> for Ended {
     fn from(error: &AttestError) -> Self {
         match error {
-            AttestError::AaTimeout => Self::Timeout,
+            AttestError::AaTimeout | AttestError::AaTurn => Self::Timeout,
             AttestError::Host(e) if e.is_timeout() => Self::Timeout,
             _ => Self::Error,
         }
@@ -62,7 +62,7 @@ impl From<&VerifyError> for Ended {
     fn from(error: &VerifyError) -> Self {
         match error {
             VerifyError::AsTimeout | VerifyError::AsStalled => Self::Timeout,
-            VerifyError::AsRejected(_) => Self::Refused,
+            VerifyError::AsRejected(_) | VerifyError::AsBinding(_) => Self::Refused,
             _ => Self::Error,
         }
     }
@@ -288,6 +288,7 @@ mod tests {
             Err(VerifyError::AsTimeout),
             Err(VerifyError::AsStalled),
             Err(VerifyError::AsRejected(String::new())),
+            Err(VerifyError::AsBinding(String::new())),
             Err(VerifyError::AsUnreachable(String::new())),
         ] {
             let _ = latency.time(outcome(result)).await;
@@ -296,7 +297,7 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_millis(2), endless).await.is_err());
         let outcomes = latency.status().outcomes;
         let counts: Vec<_> = outcomes.iter().map(|(name, m)| (name.as_str(), m.calls)).collect();
-        assert_eq!(counts, [("error", 1), ("given-up", 1), ("ok", 1), ("refused", 1), ("timeout", 2)]);
+        assert_eq!(counts, [("error", 1), ("given-up", 1), ("ok", 1), ("refused", 2), ("timeout", 2)]);
         assert!(outcomes["given-up"].sum_seconds >= 0.002);
     }
 }

@@ -68,6 +68,8 @@ pub struct Glance {
     pub issued_at: Option<SystemTime>,
     /// Runtime data of the TEE, where a token has it.
     pub runtime_data: Option<Value>,
+    /// The first of its statuses for which every peer refuses it.
+    pub status: Option<VerifyError>,
 }
 
 /// Looks into `token` without checking anything of it.
@@ -80,7 +82,8 @@ pub fn glance(token: &str) -> Result<Glance, VerifyError> {
     let expires_at = expires_at.ok_or(VerifyError::TokenMalformed("no end"))?;
     let runtime_data = RUNTIME_DATA.iter().find_map(|place| claims.pointer(place)).cloned();
     let issued_at = claims.get("iat").and_then(Value::as_u64).and_then(from_unix);
-    Ok(Glance { expires_at, issued_at, runtime_data })
+    let status = ear::status(&claims).and_then(|()| simple::status(&claims)).err();
+    Ok(Glance { expires_at, issued_at, runtime_data, status })
 }
 
 /// Header and claims of `token`, believed by nobody: for people.
@@ -151,7 +154,7 @@ fn signed(header: &str, payload: &str, signature: &str, anchors: &Anchors, now: 
         (Some((jwk, own)), ..) => {
             check(&own)?;
             // A key that the token brings along proves nothing until an anchor vouches for it.
-            anchors.trust(&jwk, &own, now).map_err(|e| VerifyError::TokenUntrustedSigner(e.into()))
+            anchors.trust(&jwk, &own, now).map_err(VerifyError::TokenUntrustedSigner)
         }
         (None, Some(known), _) => check(known),
         (None, None, Some(kid)) => {

@@ -142,10 +142,13 @@ fn evidence_row(attestation: &serde_json::Value, now: u64) -> Vec<String> {
         let what = if attest["model"] == "passport" { "token" } else { "made" };
         parts.push(format!("{what} {} ago, shown for {} more", human_age(age), human_age(left)));
     }
+    if let (Some("degraded"), Some(reason)) = (attest["state"].as_str(), attest["reason"].as_str()) {
+        parts.push(format!("peers refuse it: {}", printable(reason)));
+    }
     if let (Some(at), Some(reason)) = (attest["last_failure"]["at"].as_u64(), attest["last_failure"]["reason"].as_str())
     {
         let age = human_age(now.saturating_sub(at));
-        let still = if attest["reason"].is_string() { "failing" } else { "last failure" };
+        let still = if attest["state"] == "failing" { "failing" } else { "last failure" };
         parts.push(format!("{still}: {} {age} ago", printable(reason)));
     }
     if parts.is_empty() { Vec::new() } else { vec!["evidence".into(), parts.join("; ")] }

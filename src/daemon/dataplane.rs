@@ -342,7 +342,7 @@ impl DataPlane {
         self.metrics.encode()
     }
 
-    /// What keeps endpoints from serving though they accept, in words: evidence that cannot be had.
+    /// What keeps endpoints from serving though they accept, in words: evidence that cannot be had, or that peers refuse.
     pub fn problems(&self) -> Vec<String> {
         self.workers()
             .iter()
@@ -351,10 +351,14 @@ impl DataPlane {
                 let attest = status.get("attest")?;
                 // Without a reason nothing has failed: the first evidence is being made, and handshakes wait for it.
                 let failing = attest.get("usable")? == false && attest.get("reason").is_some_and(|r| r.is_string());
-                failing.then(|| {
-                    let text = |field| attest.get(field).and_then(serde_json::Value::as_str).unwrap_or("unknown");
-                    format!("endpoint {} has no evidence to show: {}: {}", worker.name, text("reason"), text("error"))
-                })
+                let degraded = attest.get("state").is_some_and(|s| s == "degraded");
+                let what = match (failing, degraded) {
+                    (true, _) => "has no evidence to show",
+                    (false, true) => "is refused by its peers",
+                    (false, false) => return None,
+                };
+                let text = |field| attest.get(field).and_then(serde_json::Value::as_str).unwrap_or("unknown");
+                Some(format!("endpoint {} {what}: {}: {}", worker.name, text("reason"), text("error")))
             })
             .collect()
     }

@@ -19,8 +19,30 @@ use crate::attest::{AttestError, Attester, Credential, EVIDENCE_OID, RuntimeData
 pub const VALIDITY: Duration = Duration::from_secs(6 * 3600);
 /// How long the certificate of a side without evidence is valid: as long as a process can run. Nobody trusts it.
 const DEBUG_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// What rustls and TNG 2.8's peers take as one handshake message, bytes.
-const PEERS_LIMIT: usize = 0xffff;
+/// The longest certificate that peers take for sure: rustls, TNG 2.8's too, holds 65535 bytes of an unfinished handshake
+/// message, with its header, what frames its last record and what stands in the same record.
+const PEERS_LIMIT: usize = 0xffff - 256;
+
+/// Why peers refuse this side, as far as it can know.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Doubt {
+    /// The certificate is too long for a TLS message.
+    #[error("this side's certificate with its evidence has {0} bytes, and peers take {PEERS_LIMIT} at most")]
+    TooLarge(usize),
+    /// The token that a service made about this side does not affirm it.
+    #[error("the token about this side: {0}")]
+    Token(VerifyError),
+}
+
+impl Doubt {
+    /// Slug with which peers refuse.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::TooLarge(_) => "tls-certificate-too-large",
+            Self::Token(e) => e.reason(),
+        }
+    }
+}
 
 /// A certificate with its key, and when it ends.
 pub struct Made {
@@ -32,6 +54,8 @@ pub struct Made {
     pub not_after: SystemTime,
     /// When the token in it was made, by its own word.
     pub token_issued: Option<SystemTime>,
+    /// Why peers refuse it.
+    pub doubt: Option<Doubt>,
 }
 
 fn failed(e: impl std::fmt::Display) -> AttestError {
@@ -42,18 +66,20 @@ fn failed(e: impl std::fmt::Display) -> AttestError {
 pub async fn attested(attester: &dyn Attester, now: SystemTime) -> Result<Made, AttestError> {
     let key = new_key()?;
     let credential = attester.credential(&RuntimeData::for_key(&key.subject_public_key_info())).await?;
-    let (validity, token_issued) = match &credential {
-        Credential::Evidence(_) => (VALIDITY, None),
+    let (validity, token_issued, status) = match &credential {
+        Credential::Evidence(_) => (VALIDITY, None, None),
         // A certificate must not promise more than the token in it.
         Credential::Token(token) => {
             let token = token_glance(token).map_err(AttestError::Passport)?;
             let left = token.expires_at.duration_since(now);
             let left = left.map_err(|_| AttestError::Passport(VerifyError::TokenExpired))?;
-            (left.min(VALIDITY), token.issued_at)
+            (left.min(VALIDITY), token.issued_at, token.status)
         }
     };
     let extension = CustomExtension::from_oid_content(EVIDENCE_OID, credential.to_extension());
-    Ok(Made { token_issued, ..build(key, Some(extension), now, validity)? })
+    let made = build(key, Some(extension), now, validity)?;
+    let doubt = made.doubt.clone().or(status.map(Doubt::Token));
+    Ok(Made { token_issued, doubt, ..made })
 }
 
 /// A new key and a certificate without evidence, for a side that must show one and does not attest.
@@ -86,10 +112,8 @@ fn build(
     let spki = key.subject_public_key_info();
     let certificate = params.self_signed(&key).map_err(failed)?;
     let der = certificate.der().clone();
-    if der.len() > PEERS_LIMIT {
-        tracing::warn!(bytes = der.len(), "certificate with evidence is larger than most peers accept");
-    }
-    Ok(Made { certified: Arc::new(certified(der, key)?), spki, not_after, token_issued: None })
+    let doubt = (der.len() > PEERS_LIMIT).then(|| Doubt::TooLarge(der.len()));
+    Ok(Made { certified: Arc::new(certified(der, key)?), spki, not_after, token_issued: None, doubt })
 }
 
 fn certified(der: CertificateDer<'static>, key: KeyPair) -> Result<CertifiedKey, AttestError> {

@@ -313,13 +313,19 @@ impl EndpointTls {
 
     fn attest_status(&self, provider: &'static str) -> AttestStatus {
         let now = self.identity.condition();
+        // A failure says more: it leads to what is shown, or to nothing.
+        let doubt = now.doubt.as_ref().filter(|_| now.failure.is_none() && now.usable);
         AttestStatus {
             provider,
             model: self.shows,
-            state: if now.failure.is_none() && now.usable { "ok" } else { "failing" },
+            state: match doubt {
+                Some(_) => "degraded",
+                None if now.failure.is_none() && now.usable => "ok",
+                None => "failing",
+            },
             usable: now.usable,
-            reason: now.failure.as_ref().map(|e| e.reason()),
-            error: now.failure.as_ref().map(ToString::to_string),
+            reason: now.failure.as_ref().map(|e| e.reason()).or(doubt.map(|d| d.reason())),
+            error: now.failure.as_ref().map(ToString::to_string).or(doubt.map(ToString::to_string)),
             evidence_age: now.age.map(|a| a.as_secs()),
             evidence_left: now.left.map(|l| l.as_secs()),
             token_age: now.token_issued.map(|at| self.clock.now().duration_since(at).unwrap_or_default().as_secs()),

@@ -125,6 +125,10 @@ impl From<io::Error> for ChannelError {
         if let Some(tls) = e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             return tls.into();
         }
+        // rustls has no other word for a handshake message that its buffer cannot hold to the end.
+        if e.to_string() == "message buffer full" {
+            return Self::CertificateTooLarge;
+        }
         match e.kind() {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Closed,
             _ => Self::Io(e.to_string()),

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::certificate::{self, Made};
+use super::certificate::{self, Doubt, Made};
 use super::standing::spread;
 use crate::attest::{AttestError, Attester, Clock};
 
@@ -32,6 +32,7 @@ struct Identity {
     shown: Arc<Fixed>,
     not_after: SystemTime,
     token_issued: Option<SystemTime>,
+    doubt: Option<Doubt>,
     born: Instant,
     fresh_until: Instant,
     /// How long it took to get.
@@ -47,6 +48,7 @@ impl Identity {
             shown: Fixed::of(made),
             not_after: made.not_after,
             token_issued: made.token_issued,
+            doubt: made.doubt.clone(),
             born,
             fresh_until,
             took: born.elapsed(),
@@ -87,6 +89,11 @@ impl State {
     }
 
     fn made(&mut self, identity: Identity) {
+        let before = self.current.as_ref().and_then(|current| current.doubt.as_ref());
+        // Once, and not for each handshake or refresh.
+        if let Some(doubt) = identity.doubt.as_ref().filter(|doubt| before != Some(doubt)) {
+            tracing::warn!(reason = doubt.reason(), error = %doubt, "peers refuse this side");
+        }
         self.current = Some(Arc::new(identity));
         self.failure = None;
     }
@@ -184,6 +191,8 @@ pub struct Condition {
     pub not_after: Option<SystemTime>,
     /// When the token in it was made.
     pub token_issued: Option<SystemTime>,
+    /// Why peers refuse it.
+    pub doubt: Option<Doubt>,
     /// The newest failure, also when it is over.
     pub last: Option<Failed>,
     /// Failures since the start.
@@ -246,6 +255,7 @@ impl IdentityStore {
             took: shown.map(|i| i.took),
             not_after: shown.map(|i| i.not_after),
             token_issued: shown.and_then(|i| i.token_issued),
+            doubt: shown.and_then(|i| i.doubt.clone()),
             failure: state.failure,
             last: state.last,
             failures: state.failures,

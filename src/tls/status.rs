@@ -70,11 +70,12 @@ pub struct AttestStatus {
     pub provider: &'static str,
     /// What is shown: `background_check` (evidence) or `passport` (a token).
     pub model: &'static str,
-    /// `ok`; `failing` while newer evidence cannot be had or there is none.
+    /// `ok`; `failing` while newer evidence cannot be had or there is none; `degraded` while it is such that peers refuse
+    /// it: the token in it does not affirm this side, or it is too long.
     pub state: &'static str,
     /// Whether handshakes are still served.
     pub usable: bool,
-    /// Slug of the failure.
+    /// Slug of the failure, or with which peers refuse.
     pub reason: Option<&'static str>,
     /// Its text.
     pub error: Option<String>,

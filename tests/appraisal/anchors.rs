@@ -100,3 +100,77 @@ async fn a_token_that_one_side_got_is_checked_by_the_other() {
     assert_eq!(check(asked, &bound).await, "token-untrusted-signer");
     assert_eq!(second.appraisals(), 0);
 }
+
+/// Ends a service and starts it anew, with another key, as an ephemeral signer has.
+async fn restarted(service: FakeAs, serves: Serves) -> FakeAs {
+    let addr = service.addr;
+    drop(service);
+    free(addr).await;
+    FakeAs::start_with_its_own_key_as(&addr.to_string(), AFFIRMING, serves).await
+}
+
+#[tokio::test]
+async fn a_restarted_service_with_a_new_signer_refuses_nobody() {
+    for (listen, serves, by_url) in [
+        ("127.0.0.1:0", Serves::Rest, false),
+        ("[::1]:0", Serves::Rest, true),
+        ("127.0.0.1:0", Serves::Grpc, true),
+        ("[::1]:0", Serves::Grpc, false),
+    ] {
+        let what = format!("{listen} {serves:?} {by_url}");
+        let mut service = FakeAs::start_with_its_own_key_as(listen, AFFIRMING, serves).await;
+        let url = JwksSource::Url(service.url().join(".well-known/jwks.json").unwrap());
+        let sets = TrustedSigners { jwks: vec![url], ..TrustedSigners::default() };
+        let trusted = if by_url { sets } else { TrustedSigners::default() };
+        let verifier = Arc::new(verifier(&trusting(&service, trusted)));
+        ask(&verifier).await.unwrap();
+        // Twice within moments of the last fetch, and many peers at once.
+        for _ in 0..2 {
+            service = restarted(service, serves).await;
+            let before = service.requests();
+            let mut all = tokio::task::JoinSet::new();
+            for _ in 0..20 {
+                let verifier = verifier.clone();
+                all.spawn(async move { ask(&verifier).await.map_err(|e| e.to_string()) });
+            }
+            for outcome in all.join_all().await {
+                outcome.unwrap_or_else(|e| panic!("{what}: {e}"));
+            }
+            assert!(service.requests() - before <= 20 + 2, "{what}: keys were fetched by each");
+        }
+        // A signer that is unknown ever again is told when it may be known.
+        let mut refused = None;
+        for _ in 0..10 {
+            service = restarted(service, serves).await;
+            refused = ask(&verifier).await.err();
+            if refused.is_some() {
+                break;
+            }
+        }
+        let error = refused.expect("a bound on what strangers can cause");
+        assert_eq!(error.reason(), "token-untrusted-signer", "{what}: {error}");
+        assert!(error.to_string().contains("asked for again in"), "{what}: {error}");
+        // One that was seen to be away may have another signer, whatever was fetched before.
+        let addr = service.addr;
+        drop(service);
+        free(addr).await;
+        assert_eq!(ask(&verifier).await.unwrap_err().reason(), "as-unreachable", "{what}");
+        let _back = FakeAs::start_with_its_own_key_as(&addr.to_string(), AFFIRMING, serves).await;
+        ask(&verifier).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+    }
+}
+
+#[tokio::test]
+async fn a_strangers_token_does_not_have_keys_fetched_for_ever() {
+    let service = start(Mode::Stranger, Serves::Rest).await;
+    let verifier = verifier(&trusting(&service, TrustedSigners::default()));
+    let begun = std::time::Instant::now();
+    for _ in 0..30 {
+        assert_eq!(ask(&verifier).await.unwrap_err().reason(), "token-untrusted-signer");
+    }
+    let fetches = service.requests() - service.appraisals();
+    assert!((1..=3 + begun.elapsed().as_secs() / 10).contains(&fetches), "{fetches}");
+    // Whom the keys know is let in meanwhile.
+    service.set(AFFIRMING);
+    ask(&verifier).await.unwrap();
+}

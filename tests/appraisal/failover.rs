@@ -97,6 +97,34 @@ async fn a_request_that_one_service_cannot_handle_does_not_put_it_last() {
 }
 
 #[tokio::test]
+async fn evidence_over_which_a_service_fails_does_not_put_its_address_last() {
+    for serves in [Serves::Rest, Serves::Grpc] {
+        let (first, second) = (start(AFFIRMING, serves).await, start(AFFIRMING, serves).await);
+        let verifier = verifier(&at(&[&first, &second]));
+        ask(&verifier).await.unwrap();
+        let mut elsewhere = 0;
+        for mode in [Mode::Drops, Mode::Drops, Mode::Silent] {
+            first.set(mode);
+            ask(&verifier).await.unwrap();
+            elsewhere += 1;
+            assert_eq!(second.appraisals(), elsewhere, "{serves:?} {mode:?}: the next address answered");
+            first.set(AFFIRMING);
+            ask(&verifier).await.unwrap();
+            assert_eq!(second.appraisals(), elsewhere, "{serves:?} {mode:?}: the first one is still asked first");
+        }
+        // One that is late twice in a row rests.
+        first.set(Mode::Silent);
+        for _ in 0..2 {
+            ask(&verifier).await.unwrap();
+        }
+        let asked = first.appraisals();
+        ask(&verifier).await.unwrap();
+        assert_eq!(first.appraisals(), asked, "{serves:?}");
+        assert_eq!((verifier.services()[0].state, verifier.services()[0].reason), ("failing", Some("as-timeout")));
+    }
+}
+
+#[tokio::test]
 async fn what_a_service_said_is_told_rather_than_that_the_next_was_silent() {
     let service = start(Mode::NoPolicy, Serves::Rest).await;
     let mut both = at(&[&service]);

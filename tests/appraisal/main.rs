@@ -21,6 +21,15 @@ use tng::config::*;
 
 const AFFIRMING: Mode = Mode::Status("affirming");
 
+/// Waits until a service that was dropped has let go of its port.
+async fn free(addr: std::net::SocketAddr) {
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    while std::net::TcpListener::bind(addr).is_err() {
+        assert!(std::time::Instant::now() < end, "the port is not free");
+        tokio::task::yield_now().await;
+    }
+}
+
 async fn start(mode: Mode, serves: Serves) -> FakeAs {
     FakeAs::start_as("127.0.0.1:0", mode, serves, None).await
 }

@@ -8,15 +8,6 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
-/// Waits until a service that was dropped has let go of its port.
-async fn free(addr: std::net::SocketAddr) {
-    let end = Instant::now() + Duration::from_secs(10);
-    while std::net::TcpListener::bind(addr).is_err() {
-        assert!(Instant::now() < end, "the port is not free");
-        tokio::task::yield_now().await;
-    }
-}
-
 fn typed(kind: AsKind, service: &FakeAs) -> AsService {
     AsService { kind: Some(kind), ..at(&[service]) }
 }
@@ -102,6 +93,66 @@ async fn a_port_that_speaks_neither_is_described_by_what_it_said_first() {
 }
 
 #[tokio::test]
+async fn a_call_that_the_service_drops_is_its_error_and_not_the_networks() {
+    for serves in [Serves::Rest, Serves::Grpc, Serves::GrpcAlone] {
+        let service = start(AFFIRMING, serves).await;
+        let kind = if serves == Serves::Rest { AsKind::Rest } else { AsKind::Grpc };
+        for asked in [at(&[&service]), typed(kind, &service)] {
+            // Also where nothing was asked before: the port speaks, and the call was made.
+            service.set(Mode::Drops);
+            let verifier = verifier(&asked);
+            let error = ask(&verifier).await.unwrap_err();
+            assert_eq!(error.reason(), "as-error", "{serves:?} {:?}: {error}", asked.kind);
+            assert!(error.to_string().contains("dropped the call") && error.to_string().contains("log"), "{error}");
+            assert_eq!(
+                verifier.services()[0].state,
+                "ok",
+                "{serves:?}: one peer's evidence is no fault of the address"
+            );
+            service.set(AFFIRMING);
+            ask(&verifier).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_became_of_a_call_over_grpc_is_not_hidden_by_what_rest_said_before() {
+    for serves in [Serves::Grpc, Serves::GrpcAlone] {
+        for (mode, expected) in [
+            (Mode::Silent, "as-timeout"),
+            (Mode::Stalls, "as-stalled"),
+            (Mode::Garbage, "as-no-token"),
+            (Mode::Padded(900 << 10), "as-too-large"),
+            (Mode::NoPolicy, "as-policy"),
+            (AFFIRMING, "ok"),
+        ] {
+            let service = start(mode, serves).await;
+            let asked = AsService { timeout: Duration::from_secs(2), ..at(&[&service]) };
+            assert_eq!(reason(&asked).await, expected, "{serves:?} {mode:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_address_of_something_else_is_said_to_be_that() {
+    for serves in [Serves::Rest, Serves::Grpc, Serves::GrpcAlone] {
+        let service = start(Mode::Absent, serves).await;
+        let kind = if serves == Serves::Rest { AsKind::Rest } else { AsKind::Grpc };
+        for asked in [at(&[&service]), typed(kind, &service)] {
+            let error = appraise(&asked).await.unwrap_err();
+            assert_eq!(error.reason(), "as-garbage", "{serves:?} {:?}: {error}", asked.kind);
+            if serves != Serves::GrpcAlone || asked.kind.is_some() {
+                let text = error.to_string();
+                assert!(text.contains("no attestation service there") && text.contains("check as_addr"), "{text}");
+            }
+        }
+        // Another address may be right.
+        let other = start(AFFIRMING, serves).await;
+        assert_eq!(reason(&at(&[&service, &other])).await, "ok");
+    }
+}
+
+#[tokio::test]
 async fn a_service_that_another_one_replaces_is_found_out_again() {
     let mut serves = [Serves::Rest, Serves::GrpcAlone, Serves::Rest, Serves::Grpc].into_iter();
     let mut service = start(AFFIRMING, serves.next().unwrap()).await;
@@ -163,6 +214,18 @@ async fn the_openanolis_dialect_is_understood_in_each_protocol() {
     let evidence = Evidence { tee: "azsnpvtpm".into(), ..evidence };
     verifier(&at(&[&upstream])).appraise(&evidence, &bound).await.unwrap();
     assert_eq!(upstream.requests(), 1);
+}
+
+#[tokio::test]
+async fn the_openanolis_lines_words_over_grpc_are_understood() {
+    let line = Mode::Openanolis { flat: false };
+    let service = start(line, Serves::GrpcAlone).await;
+    let verifier = verifier(&typed(AsKind::Grpc, &service));
+    let (evidence, bound) = evidence().await;
+    verifier.appraise(&evidence, &bound).await.unwrap();
+    let other = Evidence { evidence: br#"{"svn":"1","report_data":""}"#.to_vec(), ..evidence };
+    let error = verifier.appraise(&other, &bound).await.unwrap_err();
+    assert_eq!(error.reason(), "as-binding", "{error}");
 }
 
 #[tokio::test]

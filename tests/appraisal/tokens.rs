@@ -29,6 +29,29 @@ async fn every_forgery_has_its_reason() {
     }
 }
 
+#[tokio::test]
+async fn the_sample_tee_is_refused_before_anybody_is_asked() {
+    for serves in [Serves::Rest, Serves::GrpcAlone] {
+        let service = start(AFFIRMING, serves).await;
+        let of = |allow_sample| {
+            let asked = at(&[&service]);
+            let provider = VerifyProvider::As(asked.clone());
+            let verify = Verify { provider, allow_sample, ..common::verify_sample(true) };
+            AsVerifier::new(&verify, &asked, DEFAULT_INGRESS_MARK, Arc::new(SystemClock)).unwrap()
+        };
+        assert_eq!(ask(&of(false)).await.unwrap_err().reason(), "sample-tee-refused");
+        // Beside a TEE that is none, too.
+        let bound = RuntimeData::for_key(b"a key");
+        let device = br#"{"sampledevice":{"svn":"2"}}"#.to_vec();
+        let evidence = SampleAttester.evidence(&bound.with_devices(&device)).await.unwrap();
+        let evidence = Evidence { tee: "tdx".into(), additional: Some(device), ..evidence };
+        assert_eq!(of(false).appraise(&evidence, &bound).await.unwrap_err().reason(), "sample-tee-refused");
+        assert_eq!(service.requests(), 0, "{serves:?}");
+        ask(&of(true)).await.unwrap();
+        assert_eq!(service.appraisals(), 1, "{serves:?}");
+    }
+}
+
 /// As recorded: a service that is given two policies appraises under the first.
 #[tokio::test]
 async fn two_policies_that_were_not_both_used_are_refused() {

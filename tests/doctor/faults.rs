@@ -314,6 +314,7 @@ const FAULTS: &[Fault] = &[
     ),
     (Check::Tee, Severity::Warning, |h| h.remove("/dev/tdx_guest"), "no TEE", "modprobe"),
     (Check::Tee, Severity::Warning, |h| h.agent = Ok("sample".into()), "TEE is sample", ""),
+    (Check::Tee, Severity::Note, |h| h.agent = Ok("tpm".into()), "TEE is tpm", "AA_TPM_DEVICE=/dev/tpmrm0"),
     (
         Check::SampleEvidence,
         Severity::Warning,

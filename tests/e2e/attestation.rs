@@ -120,6 +120,32 @@ fn agent_and_service_decide_and_each_of_their_bad_days_is_a_refusal_with_its_rea
 }
 
 #[test]
+fn a_service_that_restarts_with_another_signer_refuses_nobody() {
+    let world = World::new();
+    let _nginx = Nginx::usual(&world.server);
+    let egress = Tng::start(&world.server, "out", &egress(8080, "", ATTEST));
+    // Nobody is named whom its tokens are to be from, and each connection is appraised.
+    let verify =
+        format!("[ingress.verify]\nas_addr = \"http://{SERVICE}/\"\nallow_sample = true\nverdict_ttl = \"0s\"\n");
+    for protocol in ["rest", "grpc"] {
+        let begin = || start(&world.client, "fake_as", &[SERVICE, "affirming", protocol, "ephemeral"]);
+        let ingress = Tng::start(&world.client, "in", &ingress(TO_SERVER, &verify));
+        let mut appraiser = begin();
+        accepted(&world, [&ingress, &egress]);
+        for _ in 0..2 {
+            drop(appraiser);
+            appraiser = begin();
+            accepted(&world, [&ingress, &egress]);
+        }
+        // Nor after a third time, when it was seen to be away.
+        drop(appraiser);
+        refused(&world, &ingress, "as-unreachable");
+        let _appraiser = begin();
+        accepted(&world, [&ingress, &egress]);
+    }
+}
+
+#[test]
 fn evidence_that_was_made_for_another_key_is_refused_without_a_service_too() {
     let world = World::new();
     let _nginx = Nginx::usual(&world.server);
@@ -164,6 +190,13 @@ fn a_passport_is_checked_without_a_service_and_both_sides_must_be_of_one_model()
     let issuer = start(&world.server, "fake_as", &[SERVICE, "stranger"]);
     refused(&world, &verifier, "token-untrusted-signer");
     drop(issuer);
+    // Its own side is the first to know.
+    let issuer = start(&world.server, "fake_as", &[SERVICE, "contraindicated"]);
+    refused(&world, &verifier, "token-status-contraindicated");
+    let shown = egress.ctl(&["status"]);
+    let text = "is refused by its peers: token-status-contraindicated: ";
+    assert!(!shown.ok() && shown.stdout.contains(text), "{}", shown.stdout);
+    drop(issuer);
     let _issuer = start(&world.server, "fake_as", &[SERVICE, "affirming"]);
     drop(aa);
     let aa = agent(&world.server, &socket, "good");
@@ -171,6 +204,8 @@ fn a_passport_is_checked_without_a_service_and_both_sides_must_be_of_one_model()
     drop(aa);
     let _aa = agent(&world.server, &socket, "device");
     accepted(&world, [&verifier, &egress]);
+    let shown = egress.ctl(&["status"]);
+    assert!(shown.ok() && !shown.stdout.contains("is refused by its peers"), "{}", shown.stdout);
 
     drop(verifier);
     let background = "[ingress.verify]\nprovider = \"sample\"\nallow_sample = true\n";

@@ -20,6 +20,8 @@ fn every_bad_answer_of_a_service_is_a_refusal_with_its_own_reason() {
         ("no-policy", "as-policy"),
         ("bad-request", "as-error"),
         ("html", "as-no-token"),
+        ("absent", "as-garbage"),
+        ("drops", "as-error"),
         ("not-http", "as-garbage"),
         ("silent", "as-timeout"),
         ("stalls", "as-stalled"),

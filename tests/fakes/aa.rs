@@ -30,6 +30,8 @@ pub enum Mode {
     Padded(usize),
     /// Sample evidence for report data that was recorded elsewhere: evidence of another key.
     OtherKey,
+    /// Of a TPM, whose quote another one that begins meanwhile makes fail.
+    Tpm,
     /// The recorded answer to a call that failed inside the agent.
     Error,
     /// GetTeeType answered as an unknown method was.
@@ -124,6 +126,7 @@ pub fn reply(mode: Mode, request: &Request) -> Vec<u8> {
     match (mode, request.method.as_str()) {
         (Mode::Error, _) => recorded_answer("GetToken"),
         (Mode::OldAgent, "GetTeeType") => recorded_answer("NoSuchMethod"),
+        (Mode::Tpm, "GetTeeType") => good(b"tpm".to_vec()),
         (_, "GetTeeType") => recorded_answer("GetTeeType"),
         (Mode::OtherKey, "GetEvidence") => recorded_answer(OTHER_KEYS_EVIDENCE),
         (_, "GetEvidence") => {
@@ -192,6 +195,13 @@ impl FakeAa {
 
 type Made = Arc<Mutex<Vec<Vec<u8>>>>;
 
+/// Whether nobody asked for another quote while one was made.
+async fn alone(made: &Made) -> bool {
+    let before = made.lock().unwrap().len();
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    made.lock().unwrap().len() == before
+}
+
 async fn serve(mut stream: UnixStream, mode: Arc<Mutex<Mode>>, requests: Arc<AtomicU64>, made: Made) {
     loop {
         let mut header = [0; 10];
@@ -215,7 +225,10 @@ async fn serve(mut stream: UnixStream, mode: Arc<Mutex<Mode>>, requests: Arc<Ato
                 if request.method == "GetEvidence" {
                     made.lock().unwrap().push(Field1::decode(&request.payload[..]).unwrap().value);
                 }
-                reply(mode, &request)
+                match mode == Mode::Tpm && request.method == "GetEvidence" && !alone(&made).await {
+                    true => reply(Mode::Error, &request),
+                    false => reply(mode, &request),
+                }
             }
         };
         if mode != Mode::Garbage {
@@ -225,4 +238,22 @@ async fn serve(mut stream: UnixStream, mode: Arc<Mutex<Mode>>, requests: Arc<Ato
             return;
         }
     }
+}
+
+/// Asks an agent for evidence with no regard to others; whether there was some.
+pub async fn quote(socket: &Path, data: u8) -> bool {
+    let payload = Field1 { value: vec![data; 48] }.encode_to_vec();
+    let service = "attestation_agent.AttestationAgentService".to_owned();
+    let body = Request { service, method: "GetEvidence".into(), payload }.encode_to_vec();
+    let mut frame = (body.len() as u32).to_be_bytes().to_vec();
+    frame.extend([0, 0, 0, 1, 1, 0]);
+    frame.extend(body);
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    stream.write_all(&frame).await.unwrap();
+    let mut header = [0; 10];
+    stream.read_exact(&mut header).await.unwrap();
+    let mut answer = vec![0; u32::from_be_bytes(header[..4].try_into().unwrap()) as usize];
+    stream.read_exact(&mut answer).await.unwrap();
+    // An empty status stands first in every good one.
+    answer.starts_with(&[0x0a, 0x00])
 }

@@ -28,6 +28,10 @@ pub enum Mode {
     Unavailable,
     /// 200 and no token.
     Garbage,
+    /// As a service of another kind at the address: 404, or no such method.
+    Absent,
+    /// Reads the request and drops the call, as a handler that panics does.
+    Drops,
     /// Bytes that are no HTTP.
     NotHttp,
     /// 200 and a page.
@@ -112,6 +116,8 @@ impl FromStr for Mode {
             "no-policy" => Self::NoPolicy,
             "unavailable" => Self::Unavailable,
             "garbage" => Self::Garbage,
+            "absent" => Self::Absent,
+            "drops" => Self::Drops,
             "not-http" => Self::NotHttp,
             "html" => Self::Html,
             "silent" => Self::Silent,

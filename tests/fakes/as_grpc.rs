@@ -173,6 +173,7 @@ async fn call(request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>
             match mode {
                 Mode::Silent => std::future::pending().await,
                 Mode::Slow => tokio::time::sleep(std::time::Duration::from_millis(300)).await,
+                Mode::Drops => return respond.send_reset(h2::Reason::CANCEL),
                 Mode::Html => {
                     let page = Response::builder().header("content-type", "text/html").body(()).unwrap();
                     let mut stream = respond.send_response(page, false).unwrap();
@@ -220,6 +221,7 @@ async fn call(request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>
 fn evaluate(mode: Mode, shared: &Shared, data: &[u8]) -> Result<Vec<u8>, (u16, String)> {
     match mode {
         Mode::Unavailable => return Err((UNAVAILABLE, "try again".into())),
+        Mode::Absent => return Err((UNIMPLEMENTED, String::new())),
         Mode::BadRequest => return Err((ABORTED, "No verification requests provided.".into())),
         Mode::Garbage => return Ok(AttestationResponse { attestation_token: "not a token".into() }.encode_to_vec()),
         _ => {}
@@ -251,7 +253,22 @@ fn evaluate(mode: Mode, shared: &Shared, data: &[u8]) -> Result<Vec<u8>, (u16, S
     };
     // Both lines spell Azure's TEEs without separators here.
     let recorded = |name: &str| super::text(name).split_once('\n').unwrap().1.to_owned();
-    match appraise(mode, &shared.signer, &asked, true) {
+    let outcome = appraise(mode, &shared.signer, &asked, true);
+    if let (Mode::Openanolis { flat: false }, Err(refusal)) = (mode, &outcome) {
+        // The words of that line, as they were seen.
+        let text = match refusal {
+            Refusal::Evidence => {
+                "Evidence's identity verification error. REPORT_DATA is different from that in evidence"
+            }
+            Refusal::Rejected => "Evidence's identity verification error. missing field `measure_register`",
+            Refusal::Policy => "Failed to read attestation service policy file: No such file or directory (os error 2)",
+            Refusal::Request(_) => "",
+        };
+        if !text.is_empty() {
+            return Err((ABORTED, text.to_owned()));
+        }
+    }
+    match outcome {
         Ok(attestation_token) => Ok(AttestationResponse { attestation_token }.encode_to_vec()),
         Err(Refusal::Evidence) => Err((ABORTED, recorded("grpc-sample-ERR-tampered.error.txt"))),
         Err(Refusal::Rejected) => Err((

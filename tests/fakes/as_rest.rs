@@ -63,6 +63,10 @@ impl FakeAs {
     pub async fn start_with_its_own_key(listen: &str, mode: Mode) -> Self {
         Self::start_signing(listen, mode, Serves::Rest, None, Signer::load().stranger()).await
     }
+    /// The same in another protocol.
+    pub async fn start_with_its_own_key_as(listen: &str, mode: Mode, serves: Serves) -> Self {
+        Self::start_signing(listen, mode, serves, None, Signer::load().stranger()).await
+    }
     pub async fn start_as(listen: &str, mode: Mode, serves: Serves, tls: Option<TlsAcceptor>) -> Self {
         Self::start_signing(listen, mode, serves, tls, Signer::load()).await
     }
@@ -187,7 +191,9 @@ async fn http1<T: AsyncRead + AsyncWrite + Unpin>(mut stream: T, mut buffer: Vec
     let keys =
         !matches!(mode, Mode::CertificateOnly | Mode::OthersCertificate | Mode::NoAnchors | Mode::Openanolis { .. });
     let mut kind = "";
-    let (status, text) = if head.starts_with("GET /.well-known/jwks.json ") && keys {
+    let (status, text) = if mode == Mode::Absent && !grpc {
+        ("404 Not Found", String::new())
+    } else if head.starts_with("GET /.well-known/jwks.json ") && keys {
         ("200 OK", json!({ "keys": [shared.signer.jwk(false)] }).to_string())
     } else if head.starts_with("GET /named.json ") {
         let mut jwk = shared.signer.jwk(false);
@@ -205,6 +211,7 @@ async fn http1<T: AsyncRead + AsyncWrite + Unpin>(mut stream: T, mut buffer: Vec
         match mode {
             Mode::Silent => std::future::pending().await,
             Mode::Slow => tokio::time::sleep(std::time::Duration::from_millis(300)).await,
+            Mode::Drops => return,
             Mode::NotHttp => {
                 let _ = stream.write_all(b"\x15\x03\x01\x00\x02\x02\x46 this is no HTTP\r\n\r\n").await;
                 return;

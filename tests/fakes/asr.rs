@@ -22,6 +22,8 @@ pub enum Mode {
     NoInfo,
     /// Started without an agent.
     NoAgent,
+    /// Started as it is by default, to serve resources.
+    Resource,
     /// The agent failed.
     Error,
     /// To a client off the host.
@@ -142,6 +144,12 @@ fn answer(mode: Mode, line: &str) -> (&'static str, Vec<u8>) {
     match (path, mode) {
         ("/info", Mode::NoInfo) => ("404 Not Found", b"URL NOT FOUND".to_vec()),
         ("/info", Mode::NoAgent) => ("200 OK", json!({ "version": "v0.21.0", "feature": "all" }).to_string().into()),
+        ("/info", Mode::Resource) => {
+            ("200 OK", json!({ "version": "v0.21.0", "feature": "resource" }).to_string().into())
+        }
+        ("/aa/evidence" | "/aa/additional-evidence", Mode::Resource) => {
+            ("404 Not Found", b"Attestation Feature Not Enabled".to_vec())
+        }
         ("/info", _) => {
             let mut info = json!({ "version": "v0.21.0", "tee": "sample", "feature": "attestation" });
             if mode == Mode::Device {

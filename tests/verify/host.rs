@@ -79,9 +79,29 @@ async fn what_keeps_a_host_from_attesting_has_its_reason_and_next_step() {
     aa.set(Aa::Good);
     let (gone, addr) = listen().await;
     drop(gone);
-    let ran = attest(&["--aa-addr", &failing, "--as-addr", &format!("http://{addr}/")]).await;
+    let ran = attest(&["--aa-addr", &failing, "--as-addr", &format!("http://{addr}/"), "--allow-sample"]).await;
     assert_eq!((ran.code, ran.failed()), (4, ("service".into(), "as-unreachable".into())));
     assert_eq!(ran.json()["evidence"]["tee"], "sample", "the evidence is shown all the same");
+}
+
+#[tokio::test]
+async fn the_sample_tee_of_this_host_needs_to_be_allowed_and_nobody_calls_it_a_peer() {
+    let service = FakeAs::start("127.0.0.1:0", As::Status("affirming")).await;
+    let (url, ca) = (service.url().to_string(), fakes::fixture("as-ca.pem").to_string_lossy().into_owned());
+    let args = ["attest", "--provider", "sample", "--as-addr", &url, "--trusted-certs", &ca];
+    let refused = tngctl(&args).await;
+    assert_eq!((refused.code, service.requests()), (1, 0), "{} {}", refused.out, refused.err);
+    assert!(refused.out.contains("REFUSED: this host failed a check"), "{}", refused.out);
+    assert!(refused.out.contains("[sample-tee-refused]") && refused.out.contains("--allow-sample"), "{}", refused.out);
+    assert!(!refused.out.contains("peer"), "{}", refused.out);
+    let allowed = tngctl(&[&args[..], &["--allow-sample"]].concat()).await;
+    assert_eq!((allowed.code, service.appraisals()), (0, 1), "{} {}", allowed.out, allowed.err);
+    assert!(!allowed.out.contains("peer"), "{}", allowed.out);
+    for status in ["warning", "contraindicated"] {
+        service.set(As::Status(status));
+        let ran = tngctl(&[&args[..], &["--allow-sample"]].concat()).await;
+        assert!(ran.code == 1 && ran.out.contains("REFUSED: this host"), "{}", ran.out);
+    }
 }
 
 // Needs root, to become somebody else.

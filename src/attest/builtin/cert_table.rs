@@ -8,23 +8,20 @@ const MAX_ENTRIES: usize = 32;
 /// Length of an entry: GUID, offset, length.
 const ENTRY: usize = 24;
 /// ASK (or ASVK), VCEK, VLEK: certificates below the root. The root is never taken from a peer.
-const WANTED: [&str; 3] = [
-    "4ab7b379-bbac-4fe4-a02f-05aef327c782",
-    "63da758d-e664-4564-adc5-f4b93be8accd",
-    "a8074bc2-a25a-483e-aae6-39c045a0b8a1",
+const WANTED: [u128; 3] = [
+    0x4ab7b379_bbac_4fe4_a02f_05aef327c782,
+    0x63da758d_e664_4564_adc5_f4b93be8accd,
+    0xa8074bc2_a25a_483e_aae6_39c045a0b8a1,
 ];
 
-/// The GUID in text. Hosts write it in the order of the text or in the mixed order of RFC 4122's variant 2.
-fn texts(guid: &[u8; 16]) -> [String; 2] {
-    let text = |b: [u8; 16]| {
-        let hex: String = b.iter().map(|b| format!("{b:02x}")).collect();
-        [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
-    };
-    let mut mixed = *guid;
+/// What the bytes of a GUID stand for. Hosts write it in the order of the text or in the mixed order of RFC 4122's
+/// variant 2.
+pub(in crate::attest) fn guids(bytes: [u8; 16]) -> [u128; 2] {
+    let mut mixed = bytes;
     mixed[..4].reverse();
     mixed[4..6].reverse();
     mixed[6..8].reverse();
-    [text(*guid), text(mixed)]
+    [u128::from_be_bytes(bytes), u128::from_be_bytes(mixed)]
 }
 
 /// The certificates of a table, DER, as far as they can belong to a VCEK's chain. An empty blob has none.
@@ -51,7 +48,7 @@ pub fn certificates(blob: &[u8]) -> Result<Vec<Vec<u8>>, BuiltinError> {
         let (start, len) = (number(0), number(4));
         let der = start.checked_add(len).and_then(|end| blob.get(start..end));
         let der = der.ok_or(BuiltinError::Report("a certificate beyond the end of its table"))?;
-        if texts(&guid).iter().any(|t| WANTED.contains(&t.as_str())) {
+        if guids(guid).iter().any(|guid| WANTED.contains(guid)) {
             found.push(der.to_vec());
         }
     }
@@ -63,13 +60,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::from_hex;
 
-    fn table(entries: &[(&str, &[u8])]) -> Vec<u8> {
+    fn table(entries: &[(u128, &[u8])]) -> Vec<u8> {
         let (mut head, mut body) = (Vec::new(), Vec::new());
         let start = (entries.len() + 1) * ENTRY;
         for (guid, der) in entries {
-            head.extend(from_hex(&guid.replace('-', "")).unwrap());
+            head.extend(guid.to_be_bytes());
             head.extend(u32::try_from(start + body.len()).unwrap().to_le_bytes());
             head.extend(u32::try_from(der.len()).unwrap().to_le_bytes());
             body.extend_from_slice(der);
@@ -81,11 +77,11 @@ mod tests {
 
     #[test]
     fn certificates_of_the_chain_are_taken_and_others_left() {
-        let ark = "c0b406a4-a803-4952-9743-3fb6014cd0ae";
+        let ark = 0xc0b406a4_a803_4952_9743_3fb6014cd0ae;
         let blob = table(&[(WANTED[1], b"vcek"), (ark, b"ark"), (WANTED[0], b"ask")]);
         assert_eq!(certificates(&blob), Ok(vec![b"vcek".to_vec(), b"ask".to_vec()]));
         // The mixed order of the first three parts.
-        let blob = table(&[("8d75da63-64e6-6445-adc5-f4b93be8accd", b"vcek")]);
+        let blob = table(&[(0x8d75da63_64e6_6445_adc5_f4b93be8accd, b"vcek")]);
         assert_eq!(certificates(&blob), Ok(vec![b"vcek".to_vec()]));
         assert_eq!(certificates(&[]), Ok(vec![]));
         assert_eq!(certificates(&[0; ENTRY]), Ok(vec![]));
@@ -101,7 +97,7 @@ mod tests {
         assert!(certificates(&blob).is_err());
         assert!(certificates(&blob[..ENTRY]).is_err());
         assert!(certificates(&[1; 3000]).is_err());
-        let many: Vec<(&str, &[u8])> = vec![(WANTED[1], b"x".as_slice()); MAX_ENTRIES];
+        let many: Vec<(u128, &[u8])> = vec![(WANTED[1], b"x".as_slice()); MAX_ENTRIES];
         assert!(certificates(&table(&many)).is_err());
     }
 

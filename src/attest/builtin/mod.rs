@@ -27,6 +27,7 @@ use super::rego::{Facts, Policy};
 use super::{Clock, Evidence, RuntimeData, Verdict, Verifier, VerifyError, clock};
 use crate::config::{Builtin, Mark, Reference, Seen};
 
+pub(in crate::attest) use cert_table::guids;
 pub use collateral::{dates as collateral_dates, problem as collateral_problem};
 pub use error::BuiltinError;
 pub use look::{Look, look};

@@ -3,6 +3,8 @@
 
 use serde_json::{Value, json};
 
+use crate::attest::builtin::guids;
+
 /// Length of an attestation report.
 const REPORT: usize = 0x4a0;
 /// Largest certificate taken of the host's table, and how many: the host is not trusted.
@@ -108,13 +110,13 @@ fn certificates(table: &[u8]) -> Result<Value, &'static str> {
     let mut found = Vec::new();
     for entry in table.chunks(24) {
         let Some((guid, place)) = entry.split_first_chunk::<16>() else { return Err("a cut certificate table") };
-        let guid = u128::from_be_bytes(*guid);
-        if guid == 0 {
+        if *guid == [0; 16] {
             break;
         }
+        let guids = guids(*guid);
         let number = |at: usize| place.get(at..at + 4).map(|b| b.iter().rev().fold(0, |n, b| n << 8 | usize::from(*b)));
         let (Some(offset), Some(length)) = (number(0), number(4)) else { return Err("a cut certificate table") };
-        let Some((_, name)) = CERTIFICATES.iter().find(|(known, _)| *known == guid) else { continue };
+        let Some((_, name)) = CERTIFICATES.iter().find(|(known, _)| guids.contains(known)) else { continue };
         let data = offset.checked_add(length).and_then(|end| table.get(offset..end));
         let data = data.ok_or("a certificate beyond the host's table")?;
         if data.len() > MAX_CERTIFICATE || found.len() == MAX_CERTIFICATES {

@@ -82,6 +82,9 @@ fn certificates_are_named_and_a_lying_table_is_refused() {
     let vcek = CERTIFICATES[2].0;
     let good = table(&[(vcek, 72, 3), (1, 72, 3)], &[9, 8, 7]);
     assert_eq!(json_of(&report(3, 0), &good)["cert_chain"], json!([{"cert_type": "VCEK", "data": [9, 8, 7]}]));
+    // Some hosts write a GUID in the mixed order; the verifier in process reads both, too.
+    let mixed = table(&[(0x8d75da63_64e6_6445_adc5_f4b93be8accd, 72, 3), (1, 72, 3)], &[9, 8, 7]);
+    assert_eq!(json_of(&report(3, 0), &mixed), json_of(&report(3, 0), &good));
     for (offset, length) in [(72, 4), (u32::MAX, 3), (72, u32::MAX)] {
         let bad = table(&[(vcek, offset, length), (1, 72, 3)], &[9, 8, 7]);
         assert!(evidence(&report(3, 0), &bad, &DATA).is_err(), "{offset} {length}");

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use prost::Message;
 use rustls::ClientConfig;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::grpc::{Answer, CallError, Grpc, code};
@@ -30,7 +30,7 @@ pub struct ServiceStatus {
     pub addr: String,
     /// `rest` or `grpc`; nothing while it is not known.
     pub kind: Option<&'static str>,
-    /// `untried`, `ok`, or `failing`: others are asked first.
+    /// `untried`, `ok`, or `failing`: others are asked first, unless it was late only once.
     pub state: &'static str,
     /// Appraisals it answered, whatever the answer was.
     pub answered: u64,
@@ -57,6 +57,9 @@ pub struct Address {
 #[derive(Default)]
 struct Health {
     failures: u32,
+    /// Timeouts since the last answer.
+    late: u32,
+    outages: u64,
     rests_until: Option<Instant>,
     reason: Option<&'static str>,
     answered: u64,
@@ -157,7 +160,7 @@ impl Address {
     /// gRPC service says at once that it is none, by its answer or by hanging up.
     async fn find_out(&self, ask: &Ask, headers: &Headers, until: Instant) -> Result<Token, VerifyError> {
         let rest = match self.rest(ask, headers, until).await {
-            Err(failure) if failure.may_be_grpc => failure.error,
+            Err(failure) if failure.may_be_grpc => failure,
             other => {
                 if is_answer(&other.as_ref().map_err(|e| &e.error)) {
                     self.found(Some(AsKind::Rest));
@@ -165,13 +168,26 @@ impl Address {
                 return other.map_err(|e| e.error);
             }
         };
-        let grpc = self.grpc(ask, headers, until).await;
-        if is_answer(&grpc.as_ref()) {
+        let grpc = self.grpc(ask, headers, until);
+        tokio::pin!(grpc);
+        // A service of REST leaves HTTP/2 without an answer; one of gRPC greets at once, however long the call takes.
+        let soon = Instant::now() + until.saturating_duration_since(Instant::now()) / 2;
+        let grpc = match timeout_at(soon, &mut grpc).await {
+            Ok(outcome) => outcome,
+            Err(_) if rest.is_grpc || self.grpc.is_greeted() => grpc.await,
+            Err(_) => return Err(rest.error),
+        };
+        if is_answer(&grpc.as_ref()) && !grpc.as_ref().is_err_and(is_http) {
             self.found(Some(AsKind::Grpc));
             return grpc;
         }
+        // Where it is gRPC's, or HTTP/2 is spoken, what became of the call is hidden by nothing.
+        let other = matches!(&grpc, Err(VerifyError::AsGarbage(_))) || grpc.as_ref().is_err_and(is_http);
+        if rest.is_grpc || self.grpc.is_greeted() && !other {
+            return grpc;
+        }
         // Neither: what the plainer protocol said is the better hint.
-        Err(rest)
+        Err(rest.error)
     }
 
     async fn rest(&self, ask: &Ask, headers: &Headers, until: Instant) -> Result<Token, HttpFailure> {
@@ -183,7 +199,7 @@ impl Address {
             let reply = self.http.post(&url, headers, ask.json(dialect), until).await?;
             if reply.is_grpc {
                 let error = VerifyError::AsGarbage("it is a gRPC service, and was asked as REST".into());
-                return Err(HttpFailure { error, may_be_grpc: true });
+                return Err(HttpFailure { error, may_be_grpc: true, is_grpc: true });
             }
             if reply.status.is_success() {
                 self.understood(1, dialect.flat, 2, dialect.compact);
@@ -197,7 +213,7 @@ impl Address {
             let status = reply.status.as_u16();
             // What a proxy says in front of a service that wants HTTP/2, or another content type.
             let may_be_grpc = [415, 426, 464, 505].contains(&status);
-            return Err(HttpFailure { error: refusal.error(AsStatus::Http(status)), may_be_grpc });
+            return Err(HttpFailure { error: refusal.error(AsStatus::Http(status)), may_be_grpc, is_grpc: false });
         }
         Err(VerifyError::Internal.into())
     }
@@ -245,18 +261,32 @@ impl Address {
     /// It answered, though maybe with a refusal.
     pub fn answered(&self) {
         let mut health = self.lock();
-        let answered = health.answered + 1;
-        *health = Health { answered, last_answer: Some(SystemTime::now()), ..Health::default() };
+        let (answered, outages) = (health.answered + 1, health.outages);
+        *health = Health { answered, outages, last_answer: Some(SystemTime::now()), ..Health::default() };
     }
 
-    /// It failed; `true` when it was well before.
+    /// Times that it was found not to work.
+    pub fn outages(&self) -> u64 {
+        self.lock().outages
+    }
+
+    /// It failed; `true` when it was well before. One answer that is late may be the fault of what it was asked, and
+    /// counts only when the next one is late too.
     pub fn failed(&self, error: &VerifyError) -> bool {
         let mut health = self.lock();
+        health.outages += 1;
+        if matches!(error, VerifyError::AsTimeout | VerifyError::AsStalled) {
+            health.late = health.late.saturating_add(1);
+            if health.late == 1 && health.failures == 0 {
+                health.reason = Some(error.reason());
+                return true;
+            }
+        }
         let pause = BACK_OFF.saturating_mul(1 << health.failures.min(10)).min(MAX_BACK_OFF);
         health.failures = health.failures.saturating_add(1);
         health.rests_until = Some(Instant::now() + pause);
         health.reason = Some(error.reason());
-        health.failures == 1
+        health.failures == 1 && health.late <= 1
     }
 
     /// For status.
@@ -287,8 +317,22 @@ fn is_answer(outcome: &Result<&Token, &VerifyError>) -> bool {
         Ok(_) | Err(VerifyError::AsRejected(_) | VerifyError::AsBinding(_)) => true,
         Err(VerifyError::AsPolicy { .. } | VerifyError::AsTee { .. }) => true,
         Err(VerifyError::AsError { status, .. }) => !matches!(status, AsStatus::Http(502..=504)),
+        // Over gRPC one stream of many; a hang-up over REST leads to the question what is spoken.
+        Err(VerifyError::AsDropped(_)) => true,
         Err(_) => false,
     }
+}
+
+/// Whether HTTP refused a call before it was one of gRPC.
+fn is_http(error: &VerifyError) -> bool {
+    let status = match error {
+        VerifyError::AsAbsent(status)
+        | VerifyError::AsError { status, .. }
+        | VerifyError::AsPolicy { status, .. }
+        | VerifyError::AsTee { status, .. } => status,
+        _ => return false,
+    };
+    matches!(status, AsStatus::Http(_))
 }
 
 fn of_status(code: u16, refusal: Refusal) -> VerifyError {

@@ -70,6 +70,11 @@ impl Client {
         self.failovers.load(Ordering::Relaxed)
     }
 
+    /// Times that an address was found not to work.
+    pub fn outages(&self) -> u64 {
+        self.addresses.iter().map(Address::outages).sum()
+    }
+
     /// How long it took to get tokens, or to learn that there are none.
     pub fn latency(&self) -> LatencyStatus {
         self.latency.status()
@@ -114,8 +119,14 @@ impl Client {
                 return Err(error);
             }
             // The error of one that was reached says more than that of one that was not.
-            let reached =
-                matches!(worst, VerifyError::AsError { .. } | VerifyError::AsPolicy { .. } | VerifyError::AsTee { .. });
+            let reached = matches!(
+                worst,
+                VerifyError::AsError { .. }
+                    | VerifyError::AsDropped(_)
+                    | VerifyError::AsAbsent(_)
+                    | VerifyError::AsPolicy { .. }
+                    | VerifyError::AsTee { .. }
+            );
             if at == 0 || !reached {
                 worst = error;
             }
@@ -154,9 +165,11 @@ impl Failure {
             | VerifyError::AsTimeout
             | VerifyError::AsStalled
             | VerifyError::AsGarbage(_)
+            | VerifyError::AsAbsent(_)
             | VerifyError::AsNoToken(_)
             | VerifyError::AsError { status: AsStatus::Http(502..=504), .. } => Self::Address,
             VerifyError::AsError { status: AsStatus::Http(500..) | AsStatus::Grpc(_), .. }
+            | VerifyError::AsDropped(_)
             | VerifyError::AsPolicy { .. }
             | VerifyError::AsTee { .. } => Self::Request,
             _ => Self::Verdict,

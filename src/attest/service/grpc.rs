@@ -3,6 +3,7 @@
 //! The `h2` and `prost` that carry tunnels and the agent's protocol are enough for three methods of one service;
 //! a gRPC library would bring some fifty crates more. Format: "gRPC over HTTP/2" of the gRPC project.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -17,7 +18,9 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use super::connector::target;
+use super::greeting::Greeting;
 use super::http::{date, is_grpc};
+use super::request::Refusal;
 use super::transport::{Headers, is_tls};
 use super::{MAX_ANSWER, shorten};
 use crate::attest::{AsStatus, VerifyError};
@@ -48,6 +51,8 @@ pub struct Grpc {
     tls: Option<(TlsConnector, ServerName<'static>)>,
     dialer: Dialer,
     kept: Mutex<Option<Kept>>,
+    /// Whether the newest connection was greeted as HTTP/2 greets.
+    greeted: Arc<AtomicBool>,
 }
 
 struct Kept {
@@ -84,6 +89,17 @@ enum Broken {
     Final(CallError),
 }
 
+impl Broken {
+    /// Of what became of a call. Whatever ended the connection, asking again does no harm while nobody has answered; a
+    /// service that dropped this very call would do so again.
+    fn of(e: &h2::Error) -> Self {
+        match failure(e) {
+            dropped @ VerifyError::AsDropped(_) => Self::Final(dropped.into()),
+            other => Self::Stale(other),
+        }
+    }
+}
+
 impl Grpc {
     /// A client of the service at `base`, whose scheme says whether `tls` is used.
     pub fn new(base: &url::Url, mut tls: ClientConfig, dialer: Dialer) -> Result<Self, String> {
@@ -97,7 +113,7 @@ impl Grpc {
         } else {
             None
         };
-        Ok(Self { target, base, tls, dialer, kept: Mutex::new(None) })
+        Ok(Self { target, base, tls, dialer, kept: Mutex::new(None), greeted: Arc::default() })
     }
 
     /// Calls `attestation.AttestationService/METHOD`.
@@ -119,8 +135,9 @@ impl Grpc {
                     return Err(error.into());
                 }
                 Err(Broken::Final(error)) => {
-                    if matches!(error, CallError::Failed(_)) {
-                        // Whatever was wrong with it, the next call begins anew.
+                    if matches!(&error, CallError::Failed(e) if !matches!(e, VerifyError::AsDropped(_))) {
+                        // Whatever was wrong with it, the next call begins anew. A dropped call says nothing of the
+                        // connection, which others use.
                         self.forget().await;
                     }
                     return Err(error);
@@ -128,6 +145,11 @@ impl Grpc {
             }
         }
         Err(VerifyError::Internal.into())
+    }
+
+    /// Whether somebody who speaks HTTP/2 is there: he says so at once (RFC 9113, section 3.4), however long a call takes.
+    pub fn is_greeted(&self) -> bool {
+        self.greeted.load(Ordering::Relaxed)
     }
 
     async fn forget(&self) {
@@ -152,12 +174,14 @@ impl Grpc {
         let tcp = self.dialer.connect(&self.target, Source::Own).await;
         let tcp = tcp.map_err(|e| VerifyError::AsUnreachable(shorten(&e.to_string())))?;
         let _ = tcp.set_nodelay(true);
-        let Some((connector, name)) = &self.tls else { return handshake(tcp).await };
+        self.greeted.store(false, Ordering::Relaxed);
+        let greeted = self.greeted.clone();
+        let Some((connector, name)) = &self.tls else { return handshake(Greeting::new(tcp, greeted)).await };
         let tls = connector.connect(name.clone(), tcp).await.map_err(|e| {
             let text = shorten(&e.to_string());
             if is_tls(&e) { VerifyError::AsTls(text) } else { VerifyError::AsUnreachable(text) }
         })?;
-        handshake(tls).await
+        handshake(Greeting::new(tls, greeted)).await
     }
 
     fn request(&self, method: &str, headers: &Headers, until: Instant) -> Result<Request<()>, VerifyError> {
@@ -188,16 +212,15 @@ impl Grpc {
         let fail = |e: VerifyError| Broken::Final(e.into());
         let request = self.request(method, headers, until).map_err(fail)?;
         let head = async {
-            let mut sender = sender.ready().await.map_err(|e| Broken::Stale(failure(&e)))?;
-            let (response, mut body) = sender.send_request(request, false).map_err(|e| Broken::Stale(failure(&e)))?;
+            let mut sender = sender.ready().await.map_err(|e| Broken::of(&e))?;
+            let (response, mut body) = sender.send_request(request, false).map_err(|e| Broken::of(&e))?;
             let mut framed = BytesMut::with_capacity(PREFIX + message.len());
             framed.extend_from_slice(&[0]);
             framed.extend_from_slice(&(message.len() as u32).to_be_bytes());
             framed.extend_from_slice(message);
             // h2 keeps what the peer's window does not take yet; a message is at most as long as a certificate.
-            body.send_data(framed.freeze(), true).map_err(|e| Broken::Stale(failure(&e)))?;
-            // Nobody has answered yet: whatever ended the connection, asking again does no harm.
-            response.await.map_err(|e| Broken::Stale(failure(&e)))
+            body.send_data(framed.freeze(), true).map_err(|e| Broken::of(&e))?;
+            response.await.map_err(|e| Broken::of(&e))
         };
         let head = timeout_at(until, head).await.map_err(|_| fail(VerifyError::AsTimeout))??;
         let rest = timeout_at(until, read(head)).await.map_err(|_| fail(VerifyError::AsStalled))?;
@@ -228,7 +251,7 @@ async fn read(head: http::Response<h2::RecvStream>) -> Result<Answer, CallError>
     let (head, mut body) = head.into_parts();
     if !head.status.is_success() {
         let status = AsStatus::Http(head.status.as_u16());
-        return Err(VerifyError::AsError { status, text: "not an answer of gRPC".into() }.into());
+        return Err(Refusal::of_text("not an answer of gRPC".into()).error(status).into());
     }
     if !is_grpc(&head.headers) {
         return Err(VerifyError::AsGarbage("the answer is not one of gRPC".into()).into());
@@ -295,12 +318,15 @@ fn message(mut data: Bytes) -> Result<Bytes, VerifyError> {
     }
 }
 
-/// What an HTTP/2 failure means. A peer that speaks something else violates the protocol.
+/// What an HTTP/2 failure means. A peer that speaks something else violates the protocol. A stream that it resets was
+/// read by it, unless it says REFUSED_STREAM (RFC 9113, section 8.7): a handler that panics ends so.
 fn failure(e: &h2::Error) -> VerifyError {
     let tls = e.get_io().is_some_and(|io| is_tls(io));
     let text = shorten(&e.to_string());
     if tls {
         VerifyError::AsTls(text)
+    } else if e.is_reset() && e.is_remote() && e.reason() != Some(h2::Reason::REFUSED_STREAM) {
+        VerifyError::AsDropped(text)
     } else if e.is_library() {
         VerifyError::AsGarbage(format!("not HTTP/2: {text}"))
     } else {

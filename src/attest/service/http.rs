@@ -52,11 +52,13 @@ pub struct HttpFailure {
     pub error: VerifyError,
     /// Whether the port may speak something else: it was reached, and what it sent is no HTTP/1.1, or it hung up.
     pub may_be_grpc: bool,
+    /// Whether it says to be gRPC's.
+    pub is_grpc: bool,
 }
 
 impl From<VerifyError> for HttpFailure {
     fn from(error: VerifyError) -> Self {
-        Self { error, may_be_grpc: false }
+        Self { error, may_be_grpc: false, is_grpc: false }
     }
 }
 
@@ -127,10 +129,13 @@ fn failure(e: &ClientError) -> HttpFailure {
         text = format!("{text}: {inner}");
         source = inner.source();
     }
+    let hung_up = hung_up && !e.is_connect();
     let error = match (garbage, tls) {
         (true, _) => VerifyError::AsGarbage("not HTTP".into()),
         (_, true) => VerifyError::AsTls(shorten(&text)),
+        // It was there: a handler that panics ends so, and says nothing about what others are told.
+        _ if hung_up => VerifyError::AsDropped(shorten(&text)),
         _ => VerifyError::AsUnreachable(shorten(&text)),
     };
-    HttpFailure { error, may_be_grpc: !e.is_connect() && (garbage || hung_up) }
+    HttpFailure { error, may_be_grpc: !e.is_connect() && (garbage || hung_up), is_grpc: false }
 }

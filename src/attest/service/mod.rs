@@ -4,9 +4,11 @@
 //! speaks and in which dialect, and the two transports move bytes within a deadline.
 
 mod address;
+mod bucket;
 mod client;
 mod connector;
 mod discovery;
+mod greeting;
 mod grpc;
 mod http;
 mod request;

@@ -73,6 +73,70 @@ fn every_recorded_answer_to_a_bad_request_ends_in_its_reason() {
     }
 }
 
+/// Name and answer of each exchange of a live recording.
+fn exchanges(name: &str) -> Vec<(String, String)> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/live").join(name);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let parts = text.split("### ").skip(1);
+    let answer = |part: &str| part.find("HTTP/1.1 ").map(|at| part[at..].trim_end().to_owned());
+    parts.map(|part| (part.lines().next().unwrap().to_owned(), answer(part).unwrap_or_default())).collect()
+}
+
+#[test]
+fn refusals_of_live_services_end_in_their_reasons() {
+    let openanolis = [
+        // Only its log knows more.
+        ("POST /attestation: unknown policy", "as-error"),
+        ("POST /attestation: other report data", "as-error"),
+        ("POST /attestation: tee tdx", "as-tee"),
+        ("POST /attestation: tee unknown", "as-tee"),
+        ("POST /attestation: evidence not base64", "as-rejected"),
+        ("POST /attestation: evidence not JSON", "as-rejected"),
+        ("POST /attestation: not JSON", "as-error"),
+    ];
+    let trustee = [
+        ("POST /attestation: unknown policy", "as-policy"),
+        ("POST /attestation: other report data", "as-binding"),
+        ("POST /attestation: tee tdx", "as-tee"),
+        ("POST /attestation: tee unknown", "as-tee"),
+        ("POST /attestation: not JSON", "as-error"),
+    ];
+    for (file, wanted) in [("openanolis-ear-signer.txt", &openanolis[..]), ("trustee-rest-signer.txt", &trustee[..])] {
+        let seen = exchanges(file);
+        for (name, reason) in wanted {
+            let (_, answer) = seen.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("{file}: no {name}"));
+            assert_eq!(of_http(answer), *reason, "{file}: {name}");
+        }
+        let (_, token) = &seen[0];
+        assert!(token_of(token.split_once("\n\n").unwrap().1).is_ok(), "{file}");
+    }
+}
+
+#[test]
+fn what_is_no_attestation_service_is_said_to_be_none() {
+    for status in [AsStatus::Http(404), AsStatus::Http(405), AsStatus::Grpc(12)] {
+        let error = Refusal::of_text("URL NOT FOUND".into()).error(status);
+        assert_eq!(error.reason(), "as-garbage", "{status}");
+        assert!(error.to_string().contains("no attestation service there") && error.to_string().contains("as_addr"));
+    }
+    // One that says so itself is there.
+    let coded = br#"{"detail":"No such resource.","code":"AS.REQUEST.NOT_FOUND"}"#;
+    assert_eq!(Refusal::of_body(coded).error(AsStatus::Http(404)).reason(), "as-error");
+    assert_eq!(Refusal::of_text("Policy `x` not found".into()).error(AsStatus::Http(404)).reason(), "as-policy");
+}
+
+#[test]
+fn the_openanolis_lines_words_over_grpc_are_told_apart() {
+    for (text, reason) in [
+        ("Failed to read attestation service policy file: No such file or directory (os error 2)", "as-policy"),
+        ("Evidence's identity verification error. REPORT_DATA is different from that in Sample Quote", "as-binding"),
+        ("Evidence's identity verification error. missing field `measure_register`", "as-rejected"),
+        ("No such file or directory (os error 2)", "as-error"),
+    ] {
+        assert_eq!(Refusal::of_text(text.into()).error(AsStatus::Grpc(10)).reason(), reason, "{text}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(CASES))]
 

@@ -6,6 +6,7 @@
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use serde_json::{Map, Value, json};
 
+use super::grpc::code::UNIMPLEMENTED;
 use super::shorten;
 use crate::attest::tee_names::SPELLINGS;
 use crate::attest::{AsStatus, Evidence, VerifyError, devices, token};
@@ -14,6 +15,12 @@ use crate::attest::{AsStatus, Evidence, VerifyError, devices, token};
 const HASH: &str = "sha384";
 /// What a service says of a TEE that it does not know.
 const UNKNOWN_TEE: [&str; 4] = ["not supported", "Unsupported TEE type", "unknown variant", "unknown TEE"];
+
+/// What a verifier's refusal of evidence begins with: of trustee, and of the openanolis line over gRPC.
+const REFUSED: [&str; 3] =
+    ["Verifier evaluate failed", "verifier evaluate failed", "Evidence's identity verification error"];
+/// What follows the word policy where a service has none of that name; the last is of the openanolis line.
+const NO_SUCH_POLICY: [&str; 2] = ["not found", "No such file or directory"];
 
 /// An appraisal asked for.
 pub struct Ask {
@@ -87,6 +94,11 @@ impl Ask {
         };
         let parts = devices::pieces(evidence)?.into_iter().map(part).collect();
         Ok(Self { parts, policy_ids: policy_ids.to_vec() })
+    }
+
+    /// TEE and devices that are to be appraised, by their names.
+    pub fn tees(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().map(|part| part.tee.as_str())
     }
 
     /// Whether there is more to appraise than the TEE.
@@ -200,7 +212,7 @@ impl Refusal {
     /// What it means together with its status.
     pub fn error(&self, status: AsStatus) -> VerifyError {
         let says = |words: &[&str]| words.iter().any(|w| self.text.contains(w));
-        let said = says(&["Verifier evaluate failed", "verifier evaluate failed"]);
+        let said = says(&REFUSED);
         let shown = match self.code.as_str() {
             "" => shorten(&self.text),
             code => shorten(&format!("{code}: {}", self.text)),
@@ -216,8 +228,12 @@ impl Refusal {
         if self.code == "AS.REQUEST.UNSUPPORTED_TEE" || says(&UNKNOWN_TEE) || says(&["-verifier` is not enabled"]) {
             return VerifyError::AsTee { status, text: shown };
         }
-        if says(&["olicy"]) && says(&["not found"]) {
+        if says(&["olicy"]) && says(&NO_SUCH_POLICY) {
             return VerifyError::AsPolicy { status, text: shown };
+        }
+        // A KBS, an API server, a web server: the service itself has a code, or another status.
+        if self.code.is_empty() && matches!(status, AsStatus::Http(404 | 405) | AsStatus::Grpc(UNIMPLEMENTED)) {
+            return VerifyError::AsAbsent(status);
         }
         VerifyError::AsError { status, text: shown }
     }

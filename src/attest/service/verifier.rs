@@ -6,13 +6,15 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::address::ServiceStatus;
+use super::address::{Address, ServiceStatus};
 use super::client::Client;
-use super::discovery::{Kept, KeySets, of_service};
+use super::discovery::{Fetched, Kept, KeySets, Missing, Need, later, of_service};
 use super::request::{Ask, Token};
+use super::transport::Headers;
 use crate::attest::anchors::Anchors;
 use crate::attest::{
-    Clock, Evidence, LatencyStatus, RuntimeData, TOKEN_LEEWAY, TokenIssuer, Verdict, Verifier, VerifyError, token,
+    Clock, Evidence, LatencyStatus, RuntimeData, TOKEN_LEEWAY, TokenIssuer, Verdict, Verifier, VerifyError,
+    is_sample_tee, token,
 };
 use crate::config::{AsKind, AsService, Mark, Verify};
 
@@ -82,13 +84,14 @@ impl AsVerifier {
         };
         let anchors = match &self.trust {
             Trust::Named { sets: Some(sets), .. } => {
-                sets.anchors(false, until).await?;
+                sets.anchors(Need::any(self.client.outages(), until)).await?;
                 self.trust_anchor()
             }
             Trust::Named { .. } => self.trust_anchor(),
             Trust::Asked(kept) => {
                 let first = kept.first().ok_or(VerifyError::Internal)?;
-                of_service(address, self.client.headers(), first, false, until).await?.origin().to_owned()
+                let need = Need::any(address.outages(), until);
+                of_service(address, self.client.headers(), first, need).await?.anchors.origin().to_owned()
             }
         };
         Ok(AsSeen { anchors, date })
@@ -111,28 +114,22 @@ impl AsVerifier {
         until: Instant,
     ) -> Result<Verdict, VerifyError> {
         let verify = |anchors: &Anchors| token::verify(token, anchors, expected, self.clock.now());
-        let strange = |outcome: &Result<_, _>| matches!(outcome, Err(VerifyError::TokenUntrustedSigner(_)));
         match &self.trust {
             Trust::Named { fixed, sets } => {
                 let by_fixed = fixed.as_ref().map(|anchors| verify(anchors));
-                let (outcome, sets) = match (by_fixed, sets) {
-                    (Some(outcome), None) => return outcome,
-                    (Some(outcome), Some(_)) if !strange(&outcome) => return outcome,
-                    (_, Some(sets)) => (verify(&*sets.anchors(false, until).await?), sets),
-                    (None, None) => return Err(VerifyError::Internal),
-                };
-                if strange(&outcome) { verify(&*sets.anchors(true, until).await?) } else { outcome }
+                match (by_fixed, sets) {
+                    (Some(outcome), None) => outcome,
+                    (Some(outcome), Some(_)) if !is_strange(&outcome) => outcome,
+                    (_, Some(sets)) => by_newest(verify, Source::Sets(sets), self.client.outages(), until).await,
+                    (None, None) => Err(VerifyError::Internal),
+                }
             }
             Trust::Asked(kept) => {
                 let (Some(kept), Some(address)) = (kept.get(place), self.client.addresses().get(place)) else {
                     return Err(VerifyError::Internal);
                 };
-                let headers = self.client.headers();
-                let outcome = verify(&*of_service(address, headers, kept, false, until).await?);
-                if !strange(&outcome) {
-                    return outcome;
-                }
-                verify(&*of_service(address, headers, kept, true, until).await?)
+                let source = Source::Service(address, self.client.headers(), kept);
+                by_newest(verify, source, address.outages(), until).await
             }
         }
     }
@@ -147,6 +144,10 @@ impl AsVerifier {
         let until = self.client.deadline();
         let asked = async {
             let ask = Ask::new(evidence, &self.policy_ids)?;
+            // It would be refused whatever the service makes of it.
+            if let Some(tee) = ask.tees().find(|tee| !self.allow_sample && is_sample_tee(tee)) {
+                return Err(VerifyError::SampleTeeRefused(tee.to_owned()));
+            }
             self.client.token(&ask, until).await
         };
         let (token, place) = match asked.await {
@@ -175,6 +176,53 @@ impl AsVerifier {
             return error;
         }
         V::AsClock(format!("its clock is {} s {word} ours", apart.as_secs()))
+    }
+}
+
+fn is_strange(outcome: &Result<Verdict, VerifyError>) -> bool {
+    matches!(outcome, Err(VerifyError::TokenUntrustedSigner(_)))
+}
+
+/// Where anchors are fetched.
+enum Source<'a> {
+    /// At URLs of the configuration.
+    Sets(&'a KeySets),
+    /// Of the service itself.
+    Service(&'a Address, &'a Headers, &'a Kept),
+}
+
+impl Source<'_> {
+    async fn anchors(&self, need: Need<'_>) -> Result<Fetched, Missing> {
+        match self {
+            Self::Sets(sets) => sets.anchors(need).await,
+            Self::Service(address, headers, kept) => of_service(address, headers, kept, need).await,
+        }
+    }
+}
+
+/// Judges by anchors that are fetched: by those at hand, and, where they do not know the signer, by such as were asked
+/// for after the token was there. Ends, since only a fetch that was under way can come between.
+async fn by_newest(
+    verify: impl Fn(&Anchors) -> Result<Verdict, VerifyError>,
+    source: Source<'_>,
+    outages: u64,
+    until: Instant,
+) -> Result<Verdict, VerifyError> {
+    let since = Instant::now();
+    let mut tried: Option<(Fetched, String)> = None;
+    loop {
+        let beside = tried.as_ref().map(|(fetched, _)| fetched);
+        let fetched = match (source.anchors(Need { beside, since, outages, until }).await, &tried) {
+            (Ok(fetched), _) => fetched,
+            (Err(Missing::Later(left)), Some((_, why))) => {
+                return Err(VerifyError::TokenUntrustedSigner(format!("{why}; {}", later(left))));
+            }
+            (Err(missing), _) => return Err(missing.into()),
+        };
+        match verify(&fetched.anchors) {
+            Err(VerifyError::TokenUntrustedSigner(why)) if fetched.asked < since => tried = Some((fetched, why)),
+            outcome => return outcome,
+        }
     }
 }
 

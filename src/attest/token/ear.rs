@@ -3,9 +3,10 @@
 
 use serde_json::{Map, Value};
 
-use super::{Expected, Said, policies};
+use super::{Expected, Said, policies, shown};
 use crate::attest::{Verdict, VerifyError, claims, is_sample_tee, json_contains};
 
+/// What trustee calls its tokens, unless `token_broker.profile_name` is set.
 const PROFILE: &str = "tag:github.com,2024:confidential-containers/Trustee";
 /// The TEE's submodule; trustee before 0.12 wrote the second.
 const CPU: [&str; 2] = ["cpu0", "cpu"];
@@ -86,11 +87,18 @@ impl<'a> Submod<'a> {
     }
 }
 
+/// The status of each submodule that can be read; an error for the first that is not affirming.
+pub(super) fn status(claims: &Value) -> Result<(), VerifyError> {
+    let submods = claims.get("submods").and_then(Value::as_object);
+    let mut read = submods.into_iter().flatten().filter_map(|(name, submod)| Some((name, Submod::read(submod).ok()?)));
+    read.try_for_each(|(name, submod)| submod.affirming(name))
+}
+
 /// Judges what an EAR says.
 pub(super) fn appraised(said: &Said<'_>, expected: &Expected<'_>) -> Result<Verdict, VerifyError> {
-    if said.claims.get("eat_profile").and_then(Value::as_str) != Some(PROFILE) {
-        return Err(VerifyError::TokenMalformed("eat_profile"));
-    }
+    // A name and no more: what the token must hold is looked at by itself.
+    let profile = said.claims.get("eat_profile").and_then(Value::as_str);
+    let profile = profile.ok_or(VerifyError::TokenMalformed("an eat_profile that is no text"))?;
     if !said.claims.contains_key("iat") {
         return Err(VerifyError::TokenMalformed("no time of issue"));
     }
@@ -131,8 +139,12 @@ pub(super) fn appraised(said: &Said<'_>, expected: &Expected<'_>) -> Result<Verd
         }
     }
     policies(&found_policies, expected.policy_ids)?;
+    let mut claims = claims::with_vector(cpu.claims, cpu.vector);
+    if profile != PROFILE {
+        claims.insert("eat_profile".into(), shown(profile));
+    }
     Ok(Verdict {
-        claims: claims::with_vector(cpu.claims, cpu.vector),
+        claims,
         status: "affirming".into(),
         devices,
         tee: cpu.tee.into(),

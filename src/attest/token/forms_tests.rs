@@ -186,6 +186,38 @@ fn the_one_submodule_of_older_services_is_called_cpu() {
     assert_eq!(glanced.runtime_data, Some(json!({ "pubkey-hash": "x" })));
 }
 
+#[test]
+fn a_token_of_another_profile_s_name_is_judged_by_what_it_holds() {
+    let signer = Signer::ec();
+    let named = |profile: Value, submod: &Value| with(&ear(json!({ "cpu0": submod })), "eat_profile", profile);
+    // As of a service whose `profile_name` was set.
+    let mine = json!("tag:example.org,2026:mine");
+    let verdict = judge(&signer, &named(mine.clone(), &dotted("tdx"))).unwrap();
+    assert_eq!(verdict.claims["eat_profile"], "tag:example.org,2026:mine");
+    assert!(!judge(&signer, &ear(json!({ "cpu0": dotted("tdx") }))).unwrap().claims.contains_key("eat_profile"));
+    let warned = with(&dotted("tdx"), "ear.status", json!("warning"));
+    assert_eq!(slug(&signer, &named(mine.clone(), &warned)), "token-status-warning");
+    let other = with(&draft_04("tdx"), "ear_verifier_claims", Value::Null);
+    assert_eq!(slug(&signer, &named(mine, &other)), "token-runtime-data");
+    assert_eq!(slug(&signer, &named(json!(2), &dotted("tdx"))), "token-malformed");
+}
+
+#[test]
+fn the_side_that_shows_a_token_sees_that_it_will_be_refused() {
+    let signer = Signer::ec();
+    let seen = |claims: &Value| glance(&signer.token(claims)).unwrap().status.map(|e| e.reason());
+    for (form, member) in [(dotted("tdx"), "ear.status"), (draft_04("tdx"), "ear_status")] {
+        let of = |status: &str| seen(&ear(json!({ "cpu0": with(&form, member, json!(status)) })));
+        assert_eq!(of("affirming"), None);
+        assert_eq!(of("contraindicated"), Some("token-status-contraindicated"));
+        let device = with(&form, member, json!("warning"));
+        assert_eq!(seen(&ear(json!({ "cpu0": form, "gpu0": device }))), Some("token-status-warning"));
+    }
+    assert_eq!(seen(&simple()), None);
+    let denied = json!([{ "policy-id": "default", "evaluation-result": r#"{"allow":false}"# }]);
+    assert_eq!(seen(&with(&simple(), "evaluation-reports", denied)), Some("token-status-contraindicated"));
+}
+
 fn simple() -> Value {
     json!({
         "iss": "CoCo-Attestation-Service",

@@ -49,6 +49,15 @@ pub(super) fn appraised(said: &Said<'_>, expected: &Expected<'_>) -> Result<Verd
     })
 }
 
+/// What each policy said, where the token tells; an error for the first that did not allow.
+pub(super) fn status(claims: &Value) -> Result<(), VerifyError> {
+    let reports = claims.get("evaluation-reports").and_then(Value::as_array);
+    reports
+        .into_iter()
+        .flatten()
+        .try_for_each(|report| allowed(report.get("policy-id").and_then(Value::as_str).unwrap_or_default(), report))
+}
+
 /// Older ones tell what the policy said; newer ones are made only when it allowed.
 fn allowed(policy: &str, report: &Value) -> Result<(), VerifyError> {
     let Some(result) = report.get("evaluation-result") else { return Ok(()) };

@@ -116,6 +116,7 @@ fn agent(host: &dyn Host, socket: &Path, name: &str, units: &Units) -> Vec<Findi
                         .why("it proves nothing; peers refuse it unless they allow the sample TEE"),
                 );
             }
+            found.extend(tpm(&tee));
         }
         Err(AgentError::Denied) if !host.is_root() => found.push(Finding::needs_root(Check::AaAccess)),
         Err(AgentError::Denied) => found.push(denied(&shown.to_string(), user, name, proxied)),
@@ -134,6 +135,14 @@ fn agent(host: &dyn Host, socket: &Path, name: &str, units: &Units) -> Vec<Findi
     found
 }
 
+/// What helps an agent that has quotes of a TPM made.
+fn tpm(tee: &str) -> Option<Finding> {
+    let note = Finding::note(Check::Tee, "the agent's TEE is tpm, whose device it opens anew for each quote")
+        .why("a second program at /dev/tpm0 makes quotes fail; /dev/tpmrm0 may be open many times")
+        .fix("systemctl edit attestation-agent  # Environment=AA_TPM_DEVICE=/dev/tpmrm0");
+    (tee == "tpm").then_some(note)
+}
+
 /// The agent behind CoCo's API server.
 fn api_server(host: &dyn Host, addr: &url::Url, name: &str) -> Vec<Finding> {
     match host.api_server(addr) {
@@ -145,6 +154,7 @@ fn api_server(host: &dyn Host, addr: &url::Url, name: &str) -> Vec<Finding> {
                         .why("it proves nothing; peers refuse it unless they allow the sample TEE"),
                 );
             }
+            found.extend(tpm(&tee));
             found
         }
         Err(e) => vec![

@@ -106,6 +106,7 @@ const OWN_EVIDENCE: &[&str] = &[
     "aa-no-tee-type",
     "aa-no-devices",
     "asr-too-old",
+    "asr-feature",
     "aa-garbage",
     "evidence-helper-unreachable",
     "evidence-helper-timeout",
@@ -160,7 +161,7 @@ const TOKEN: &[Row] = &[
     ),
     ("token-signer", "its signer is trusted", &["token-untrusted-signer", "key-set"]),
     ("token-time", "token is of now", &["token-expired", "token-not-yet-valid", "token-from-future", "as-clock"]),
-    ("token-binding", "token is about this peer", &["token-runtime-data"]),
+    ("token-binding", "token is about the key that was shown", &["token-runtime-data"]),
     (
         "token-status",
         "its status is affirming",

@@ -252,7 +252,7 @@ fn looked_at(checks: &mut Checks, seen: &Observation, shown: Option<&Shown>, loo
         Credential::Evidence(evidence) => evidence.runtime_object(),
         Credential::Token(_) => {
             for id in ["key-binding", "freshness", "session-binding"] {
-                checks.not_done(id, "the token says it: see \"token is about this peer\"");
+                checks.not_done(id, "the token says it: see \"token is about the key that was shown\"");
             }
             return;
         }
