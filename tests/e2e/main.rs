@@ -5,6 +5,7 @@
 #[path = "../netns/mod.rs"]
 mod netns;
 
+mod answers;
 mod attestation;
 mod bad_input;
 mod cgroup;

@@ -12,6 +12,18 @@ async fn judged(rules: &str, document: Json) -> Result<(), PolicyError> {
     policy(rules).judge(document).await
 }
 
+/// The same of a policy that needs most of its time in a debug build: a machine that is busy elsewhere is asked again.
+async fn judged_in_time(rules: &str) -> Result<(), PolicyError> {
+    let mut answer = Err(PolicyError::Timeout);
+    for _ in 0..20 {
+        if answer != Err(PolicyError::Timeout) {
+            break;
+        }
+        answer = judged(rules, guest()).await;
+    }
+    answer
+}
+
 async fn refusal(rules: &str, document: Json) -> (String, String) {
     let error = judged(rules, document).await.expect_err(rules);
     (error.reason().to_owned(), error.to_string())
@@ -221,9 +233,9 @@ async fn the_deepest_policy_that_is_accepted_fits_the_stack() {
         (0..CHAIN).map(|n| format!("{} := {}\n", head(n), nested(depth, &head(n + 1)))).collect()
     };
     let rule = |n: usize| format!("r{n}");
-    assert_eq!(judged(&format!("allow if r0\n{}r{CHAIN} := 1\n", chain(&rule)), guest()).await, Ok(()));
+    assert_eq!(judged_in_time(&format!("allow if r0\n{}r{CHAIN} := 1\n", chain(&rule))).await, Ok(()));
     let function = |n: usize| format!("f{n}(1)");
-    let called = judged(&format!("allow if f0(1)\n{}f{CHAIN}(1) := 1\n", chain(&function)), guest()).await;
+    let called = judged_in_time(&format!("allow if f0(1)\n{}f{CHAIN}(1) := 1\n", chain(&function))).await;
     assert_eq!(called, Ok(()));
     // One rule more is refused, and so is a sum of thousands.
     assert!(problem(&format!("package tng\nallow if r0\n{}", "r0 := 1\n".repeat(128))).contains("128 rules"));
