@@ -32,11 +32,11 @@ pub const ROWS: &[Row] = &[
     row(SIDE, "capture table deleted, new flow", Closed, client_asks, |lab| {
         new_after(lab, |lab| drop(lab.world.client.sh("nft delete table inet tng_in")))
     }),
-    row(SIDE, "ip rule deleted, new flow", Dropped, client_asks, |lab| new_after(lab, rule)),
+    row(SIDE, "ip rule deleted, new flow", Closed, client_asks, |lab| new_after(lab, rule)),
     row(SIDE, "ip rule deleted, live flow", Dropped, client_asks, |lab| live_after(lab, rule)),
-    row(SIDE, "ip rule deleted, TFO SYN data", Dropped, client_asks_fast, tfo_without_rule),
+    row(SIDE, "ip rule deleted, TFO SYN data", Closed, client_asks_fast, tfo_without_rule),
     row(SIDE, "table 565 local route deleted", Closed, client_asks, |lab| new_after(lab, local_route)),
-    row(SIDE, "foreign ip rule pref 100 lookup main", Dropped, client_asks, |lab| {
+    row(SIDE, "foreign ip rule pref 100 lookup main", Closed, client_asks, |lab| {
         new_after(lab, |lab| {
             lab.world.client.sh("ip -4 rule add pref 100 lookup main; ip -6 rule add pref 100 lookup main");
         })

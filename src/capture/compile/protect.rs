@@ -6,7 +6,7 @@ use super::super::ir::*;
 use super::super::marks::*;
 use super::super::plan::{CapturePlan, RulesPlan};
 use super::super::selector::Scope;
-use super::{REFUSED, each, excluded, to_service};
+use super::{NOT_TCP, ON_WIRE, each, excluded, shared, stuck, to_service};
 use crate::config::{Mark, Side};
 
 pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
@@ -39,13 +39,22 @@ pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
 fn other_transport() -> Rule {
     Rule::new(
         [Match::OtherTransport],
-        [Statement::Count(REFUSED.into()), Statement::RejectProhibited],
+        shared(NOT_TCP).into_iter().chain([Statement::RejectProhibited]),
         "QUIC and friends on a captured port: not attested, so refused",
     )
 }
 
 fn output(plan: &RulesPlan, ingress: &[&CapturePlan], egress: &[&CapturePlan]) -> Chain {
-    let mut rules = Vec::new();
+    // Where a packet goes after its mark was set is seen in postrouting alone, where nothing can be rejected: the
+    // first SYN is dropped there, and the one that is sent again a second later is refused here.
+    let again = |set| {
+        Rule::new(
+            [Match::Mark(CAPTURED_MASK, Mark(CAPTURED_BASE), true), Match::BareSyn(true), Match::InFlows(set)],
+            shared(ON_WIRE).into_iter().chain([Statement::RejectReset]),
+            "postrouting kept its first SYN off a wire: a socket bound to a device, or rule or route are missing",
+        )
+    };
+    let mut rules: Vec<Rule> = stuck().map(again).into();
     for c in egress {
         let mut not_ours: Vec<Match> = vec![Match::BareSyn(true), Match::CtNew];
         not_ours.extend(plan.egress_marks().into_iter().map(|m| Match::Mark(MARK_MASK, m, false)));
@@ -204,7 +213,15 @@ fn protected(plan: &RulesPlan, c: &CapturePlan) -> Chain {
 }
 
 fn postrouting(egress: &[&CapturePlan]) -> Chain {
-    let refuse = [Statement::Count(REFUSED.into()), Statement::Drop];
+    let [all, part] = shared(ON_WIRE);
+    let refuse = [all, part, Statement::Drop];
+    let remember = |set: FlowSet| {
+        Rule::new(
+            [Match::Mark(CAPTURED_MASK, Mark(CAPTURED_BASE), true), Match::BareSyn(true)],
+            [Statement::Remember(set)],
+            "output refuses the next one",
+        )
+    };
     let mut rules = vec![
         Rule::new([Match::OifLo], [Statement::Return], "stays on this host"),
         Rule::new([Match::Tcp(true), Match::Rst], [Statement::Return], "carries no data; also our own resets"),
@@ -216,6 +233,8 @@ fn postrouting(egress: &[&CapturePlan]) -> Chain {
         Rule::new([Match::CtMark(CAPTURED_MASK, Mark(CAPTURED_BASE), true)], refuse.clone(), "captured flow on a wire"),
         Rule::new([Match::CtMark(MARK_MASK, SPOOFED, true)], refuse, "tuple between us and the service on a wire"),
     ];
+    let [v4, v6] = stuck();
+    rules.splice(1..1, [remember(v4), remember(v6)]);
     rules.extend(each_asked("from", egress));
     Chain::base("protect_postrouting", HookKind::Filter, HookPoint::Postrouting, Priority::Mangle, rules)
 }
