@@ -9,6 +9,7 @@
 mod netns;
 
 mod controls;
+mod counts;
 mod egress;
 mod egress_beside;
 mod egress_faults;
