@@ -38,6 +38,8 @@ pub const ROWS: &[Row] = &[
     row(OUT, "Cilium: fwmark 0x200/0xf00, plain", Closed, outsider_asks, |lab| cilium(lab, false, "", false)),
     row(IN, "connmark restored whole", Closed, client_asks, |lab| connmark(lab, true, WHOLE, true)),
     row(IN, "connmark restored, upper half alone", Tunnelled, client_asks, |lab| connmark(lab, true, UPPER, true)),
+    row(IN, "connmark restored but for ours", Tunnelled, client_asks, |lab| connmark(lab, true, BUT_OURS, true)),
+    row(OUT, "connmark restored but for ours", Tunnelled, client_asks, |lab| connmark(lab, false, BUT_OURS, true)),
     row(OUT, "connmark restored whole", Safe, client_asks, |lab| connmark(lab, false, WHOLE, true)),
     row(OUT, "connmark restored, upper half alone", Tunnelled, client_asks, |lab| connmark(lab, false, UPPER, true)),
     row(OUT, "connmark restored whole, plain", Closed, outsider_asks, |lab| connmark(lab, false, WHOLE, false)),
@@ -120,6 +122,8 @@ fn cilium(lab: &Lab, client: bool, more: &str, tunnel: bool) -> Outcome {
     asked(lab, tunnel)
 }
 
+const BUT_OURS: &str = "meta mark & 0xffff 0 ct mark & 0xff00 != 0x0600 ct mark & 0xffff != { 565, 566, 0x0578, 0x057a } \
+                        meta mark set ct mark";
 const WHOLE: &str = "meta mark set ct mark";
 const UPPER: &str = "ct mark & 0x00ff0000 == 0x00110000 meta mark set meta mark & 0xff00ffff | 0x00110000";
 
@@ -145,7 +149,7 @@ fn wg_quick(lab: &Lab, client: bool, mended: bool, more: &str, tunnel: bool) -> 
     ];
     let mut lines: Vec<&str> = rules.iter().map(String::as_str).collect();
     if mended {
-        lines.insert(0, "iif lo accept");
+        lines.insert(0, FROM_LO);
     }
     host.chain(RAW, &lines);
     let before = lab.each(|family| lab.plain(family));
@@ -154,6 +158,7 @@ fn wg_quick(lab: &Lab, client: bool, mended: bool, more: &str, tunnel: bool) -> 
     asked(lab, tunnel)
 }
 
+const FROM_LO: &str = "iif lo accept";
 const CAPTURED: &str = "meta mark & 0xff00 == 0x0600 accept";
 
 /// A firewall that names what may leave.
@@ -164,4 +169,15 @@ fn policy_drop(lab: &Lab, client: bool, line: &str, tunnel: bool) -> Outcome {
     host(lab, client).chain("type filter hook output priority filter; policy drop", &lines);
     let _tng = lab.start();
     asked(lab, tunnel)
+}
+
+#[test]
+fn the_manual_gives_the_lines_that_mend_these_rows() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/man/tngd.8")).expect("page");
+    let page = page.replace("\\-", "-");
+    let chapter =
+        page.split(".SH \"BESIDE A FIREWALL\"").nth(1).and_then(|rest| rest.split(".SH ").next()).expect("chapter");
+    for line in [FREE_MARK, UPPER, BUT_OURS, FROM_LO, CAPTURED] {
+        assert!(chapter.contains(line), "not in BESIDE A FIREWALL: {line}");
+    }
 }
