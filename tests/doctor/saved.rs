@@ -47,6 +47,8 @@ fn a_saved_ruleset_with_our_tables_does_not_load_and_the_doctor_gives_the_cure()
     client.run("nft", &["-f", &file]).expect_ok();
 
     // Without the guard, as at boot, where it comes after nftables.service, even the first file loads.
+    let unit = include_str!("../../systemd/tng-guard@.service");
+    assert!(unit.contains("\nAfter=nftables.service\n"), "{unit}");
     assert!(tng.stop().success());
     client.nft(&saved);
     let tables = client.sh("nft list tables");

@@ -19,6 +19,10 @@ const LOOSE: &str = "fib saddr . mark oif missing drop";
 const FIREWALLD: &str = "type filter hook prerouting priority filter + 10";
 const RAW: &str = "type filter hook prerouting priority raw";
 
+/// A DNAT between tng's two places in prerouting, to a port where nobody listens.
+const DSTNAT: &str = "type nat hook prerouting priority dstnat";
+const TO_NOBODY: &str = "iif lo tcp dport 8080 redirect to :9999";
+
 /// The rows.
 pub const ROWS: &[Row] = &[
     row(IN, "firewalld: strict rpfilter", Tunnelled, client_asks, |lab| rpfilter(lab, FIREWALLD, STRICT, true)),
@@ -27,6 +31,22 @@ pub const ROWS: &[Row] = &[
     row(IN, "rp_filter=1, src_valid_mark=1", Tunnelled, client_asks, strict_routes),
     row(OUT, "firewalld: strict rpfilter, plain", Closed, outsider_asks, |lab| rpfilter(lab, FIREWALLD, STRICT, false)),
     row(OUT, "firewalld: strict rpfilter, client of this host", Tunnelled, outsider_asks, rpfilter_single_host),
+    row(IN, "REDIRECT of what comes by lo, prerouting", Tunnelled, client_asks, |lab| {
+        lab.world.client.chain(DSTNAT, &[TO_NOBODY]);
+        let _tng = lab.start();
+        asked(lab, true)
+    }),
+    row(OUT, "REDIRECT of what comes by lo, client of this host", Tunnelled, outsider_asks, |lab| {
+        lab.world.server.chain(DSTNAT, &[TO_NOBODY]);
+        single_host(lab)
+    }),
+    row(IN, "mark cleared on lo, prerouting filter", Tunnelled, client_asks, |lab| {
+        lab.world.client.chain("type filter hook prerouting priority filter", &["iif lo meta mark set 0"]);
+        let _tng = lab.start();
+        asked(lab, true)
+    }),
+    row(OUT, "service bound to a device", Closed, client_asks, |lab| bound_service(lab, "")),
+    row(OUT, "service bound to a device, spoof=False", Tunnelled, client_asks, |lab| bound_service(lab, NO_SPOOF)),
     row(IN, "Cilium: fwmark 0x200/0xf00, default mark", Closed, client_asks, |lab| cilium(lab, true, "", true)),
     row(IN, "Cilium: fwmark 0x200/0xf00, a free mark", Tunnelled, client_asks, |lab| {
         cilium(lab, true, FREE_MARK, true)
@@ -85,10 +105,26 @@ fn strict_routes(lab: &Lab) -> Outcome {
     asked(lab, true)
 }
 
-/// The whole path on one host: the tunnel arrives by lo.
 fn rpfilter_single_host(lab: &Lab) -> Outcome {
+    lab.world.server.chain(FIREWALLD, &[STRICT]);
+    single_host(lab)
+}
+
+/// A service that listens on one device alone: its answers cannot be led to lo.
+fn bound_service(lab: &Lab, more: &str) -> Outcome {
+    for (listener, any) in lab.service.into_iter().zip(["0.0.0.0", "::"]) {
+        lab.server.close(listener);
+        lab.server.listen(any.parse().expect("address"), PORT, serde_json::json!({"device": "s0"}));
+    }
+    let before = lab.each(|family| lab.plain(family));
+    assert!(before.iter().all(|s| s.plaintext.is_some()), "it serves plain clients before tng: {before:?}");
+    let _tng = lab.start_with(&ingress(TO_SERVER), &egress(more));
+    asked(lab, true)
+}
+
+/// The whole path on one host: the tunnel arrives by lo.
+fn single_host(lab: &Lab) -> Outcome {
     let server = &lab.world.server;
-    server.chain(FIREWALLD, &[STRICT]);
     let _egress = Tng::start(server, "out", &egress("capture_local_traffic = true"));
     let _mappings = lab.each(|family| {
         let (listen, name) = if family == Family::V4 { ("127.0.0.1:10001", "four") } else { ("[::1]:10001", "six") };
