@@ -153,9 +153,9 @@ impl Guard {
         mut tell: impl FnMut(&Standing),
     ) -> Result<(), GuardError> {
         let mut due = Instant::now() + self.patrol(pulse);
-        self.count();
         loop {
             tell(&self.standing);
+            self.count();
             let [nftables, routes] = self.watch.fds();
             let mut fds: Vec<PollFd> = [nftables, routes, self.requests.as_fd(), stop]
                 .into_iter()
@@ -188,7 +188,6 @@ impl Guard {
             self.watch.drain();
             apply::point("guard.look")?;
             self.repair();
-            self.count();
             due = Instant::now() + self.patrol(pulse);
         }
     }

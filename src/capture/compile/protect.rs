@@ -19,6 +19,7 @@ pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
     chains.push(output(plan, &ingress, &egress));
     chains.push(forward(&ingress, &egress));
     chains.push(postrouting(&egress));
+    chains.push(wire());
     for c in &ingress {
         chains.push(check(plan, c));
         chains.push(forwarded(c));
@@ -45,13 +46,11 @@ fn other_transport() -> Rule {
 }
 
 fn output(plan: &RulesPlan, ingress: &[&CapturePlan], egress: &[&CapturePlan]) -> Chain {
-    // Where a packet goes after its mark was set is seen in postrouting alone, where nothing can be rejected: the
-    // first SYN is dropped there, and the one that is sent again a second later is refused here.
     let again = |set| {
         Rule::new(
-            [Match::Mark(CAPTURED_MASK, Mark(CAPTURED_BASE), true), Match::BareSyn(true), Match::InFlows(set)],
+            [Match::BareSyn(true), Match::InFlows(set)],
             shared(ON_WIRE).into_iter().chain([Statement::RejectReset]),
-            "postrouting kept its first SYN off a wire: a socket bound to a device, or rule or route are missing",
+            "its first SYN was kept off a wire: a socket bound to a device, or rule or route are missing",
         )
     };
     let mut rules: Vec<Rule> = stuck().map(again).into();
@@ -213,30 +212,29 @@ fn protected(plan: &RulesPlan, c: &CapturePlan) -> Chain {
 }
 
 fn postrouting(egress: &[&CapturePlan]) -> Chain {
-    let [all, part] = shared(ON_WIRE);
-    let refuse = [all, part, Statement::Drop];
-    let remember = |set: FlowSet| {
-        Rule::new(
-            [Match::Mark(CAPTURED_MASK, Mark(CAPTURED_BASE), true), Match::BareSyn(true)],
-            [Statement::Remember(set)],
-            "output refuses the next one",
-        )
-    };
+    let wire = [Statement::Goto("protect_wire".into())];
     let mut rules = vec![
         Rule::new([Match::OifLo], [Statement::Return], "stays on this host"),
         Rule::new([Match::Tcp(true), Match::Rst], [Statement::Return], "carries no data; also our own resets"),
         Rule::new(
             [Match::Mark(CAPTURED_MASK, Mark(CAPTURED_BASE), true)],
-            refuse.clone(),
+            wire.clone(),
             "marked, yet on a wire: rule, route, bound device or scope",
         ),
-        Rule::new([Match::CtMark(CAPTURED_MASK, Mark(CAPTURED_BASE), true)], refuse.clone(), "captured flow on a wire"),
-        Rule::new([Match::CtMark(MARK_MASK, SPOOFED, true)], refuse, "tuple between us and the service on a wire"),
+        Rule::new([Match::CtMark(CAPTURED_MASK, Mark(CAPTURED_BASE), true)], wire.clone(), "captured flow on a wire"),
+        Rule::new([Match::CtMark(MARK_MASK, SPOOFED, true)], wire, "tuple between us and the service on a wire"),
     ];
-    let [v4, v6] = stuck();
-    rules.splice(1..1, [remember(v4), remember(v6)]);
     rules.extend(each_asked("from", egress));
     Chain::base("protect_postrouting", HookKind::Filter, HookPoint::Postrouting, Priority::Mangle, rules)
+}
+
+/// Nothing can be rejected in postrouting, and where a packet goes after its mark was set is seen nowhere else: a SYN is
+/// dropped here, and the one that is sent again a second later is refused in output.
+fn wire() -> Chain {
+    let remember = |set| Rule::new([Match::BareSyn(true)], [Statement::Remember(set)], "output refuses the next one");
+    let mut rules: Vec<Rule> = stuck().map(remember).into();
+    rules.push(Rule::new([], shared(ON_WIRE).into_iter().chain([Statement::Drop]), "not in plaintext"));
+    Chain::plain("protect_wire", rules)
 }
 
 fn from(plan: &RulesPlan, c: &CapturePlan) -> Chain {
