@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,8 @@ pub(super) fn write(paths: &Paths, instance: &InstanceName) -> io::Result<()> {
     // The data plane must not meet half a file.
     let next = file.with_extension("next");
     std::fs::write(&next, serde_json::to_vec(&record)?)?;
+    // The data plane is another user, and the caller's umask may be 077.
+    std::fs::set_permissions(&next, std::fs::Permissions::from_mode(0o644))?;
     std::fs::rename(next, file)
 }
 
