@@ -17,7 +17,7 @@ use super::owner::{Fault, Origin, TableOwner};
 use super::plan::RulesPlan;
 use super::routes::{self, Part};
 use super::watch::Watch;
-use super::{compile, observe};
+use super::{compile, counted, observe};
 use crate::config::InstanceName;
 use crate::daemon::Paths;
 
@@ -88,6 +88,8 @@ pub struct Guard {
     requests: UnixListener,
     /// The last look found another command at work.
     busy: bool,
+    /// When the kernel's counts were last written down.
+    counted: Option<Instant>,
     standing: Standing,
 }
 
@@ -99,7 +101,7 @@ impl Guard {
         paths.make_private_dir()?;
         let socket = paths.guard_socket(&plan.instance);
         // Of a guard that was killed.
-        for left in [&socket, &paths.guard_rules(&plan.instance)] {
+        for left in [&socket, &paths.guard_rules(&plan.instance), &paths.counted(&plan.instance)] {
             let _ = std::fs::remove_file(left);
         }
         let requests = UnixListener::bind(&socket)?;
@@ -132,6 +134,7 @@ impl Guard {
             capture_stale: !cgroups::named(&plan).is_empty(),
             requests,
             busy: false,
+            counted: None,
             standing: Standing { endpoints: endpoints(&plan), ..Standing::default() },
             plan,
         })
@@ -152,6 +155,7 @@ impl Guard {
         let mut due = Instant::now() + self.patrol(pulse);
         loop {
             tell(&self.standing);
+            self.count();
             let [nftables, routes] = self.watch.fds();
             let mut fds: Vec<PollFd> = [nftables, routes, self.requests.as_fd(), stop]
                 .into_iter()
@@ -185,6 +189,17 @@ impl Guard {
             apply::point("guard.look")?;
             self.repair();
             due = Instant::now() + self.patrol(pulse);
+        }
+    }
+
+    /// For the data plane's metrics. A burst of changes needs no count each.
+    fn count(&mut self) {
+        if self.counted.is_some_and(|at| at.elapsed() < PATROL / 2) {
+            return;
+        }
+        self.counted = Some(Instant::now());
+        if let Err(error) = counted::write(&self.paths, &self.plan.instance) {
+            tracing::debug!(instance = %self.plan.instance, %error, "the kernel's counts could not be written down");
         }
     }
 
@@ -333,7 +348,9 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(self.paths.guard_socket(&self.plan.instance));
+        for file in [self.paths.guard_socket(&self.plan.instance), self.paths.counted(&self.plan.instance)] {
+            let _ = std::fs::remove_file(file);
+        }
     }
 }
 

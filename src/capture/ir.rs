@@ -20,6 +20,8 @@ pub struct Table {
     pub counters: Vec<String>,
     /// Named sets.
     pub sets: Vec<Set>,
+    /// Sets of flows, one a family.
+    pub flows: Vec<FlowSet>,
     /// Chains, in an order in which a jump's target may come later.
     pub chains: Vec<Chain>,
 }
@@ -33,6 +35,22 @@ pub struct Set {
     pub kind: SetKind,
     /// The elements, disjoint.
     pub elements: Vec<Element>,
+}
+
+/// A set of flows that rules themselves fill, and that forgets each after [`FlowSet::MEMORY`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowSet {
+    /// Its name.
+    pub name: String,
+    /// Family of its flows.
+    pub family: Family,
+}
+
+impl FlowSet {
+    /// How long a flow stays, in seconds. Linux sends a SYN again after one second.
+    pub const MEMORY: u32 = 4;
+    /// Most flows that it holds. What does not fit is not remembered.
+    pub const MAX: u32 = 4096;
 }
 
 /// Type of a set.
@@ -114,6 +132,8 @@ pub enum Priority {
     Filter,
     /// `filter + 10`: after nat in output (-100) and after other filters have seen the packet.
     AfterFilter,
+    /// `filter + 20`: after reverse path filters, which firewalld has at `filter + 10`.
+    AfterReversePath,
 }
 
 /// One rule. All matches must hold; then the statements run in order.
@@ -173,6 +193,8 @@ pub enum Match {
     CtOriginal(bool),
     /// `ct state new`
     CtNew,
+    /// The first packet of a connection. A SYN that is sent again belongs to one that is confirmed.
+    CtUnconfirmed,
     /// `ct state untracked,invalid`
     CtUnknown,
     /// `ct status dnat`
@@ -187,6 +209,8 @@ pub enum Match {
     IifName(String),
     /// `oifname`
     OifName(String),
+    /// The flow is in a [`FlowSet`].
+    InFlows(FlowSet),
     /// `ip daddr . tcp dport @set` and its relatives.
     InSet(SetKind, End, Transport, String),
     /// The address type of the destination (or source) is local.
@@ -216,6 +240,8 @@ pub enum Match {
 pub enum Statement {
     /// Adds to a named counter.
     Count(String),
+    /// Adds the flow to a [`FlowSet`], or starts its time anew.
+    Remember(FlowSet),
     /// Writes the low half of the packet mark.
     SetMark(Mark),
     /// Writes the low half of the conntrack mark.

@@ -5,6 +5,7 @@ pub mod allocation;
 pub mod apply;
 mod cgroups;
 pub mod compile;
+pub mod counted;
 pub mod fdstore;
 pub mod guard;
 mod held;

@@ -61,9 +61,31 @@ pub fn apply(text: &str) -> Result<(), NftError> {
     run(&["-f", "-"], Some(text)).map(drop)
 }
 
-/// Lists a table without its counters' values, the way it is compared for drift.
+/// Lists a table without its counters' values and without what its rules remember, the way it is compared for drift.
 pub fn list_stateless(table: &str) -> Result<String, NftError> {
-    run(&["-s", "list", "table", "inet", table], None)
+    run(&["-s", "list", "table", "inet", table], None).map(|text| without_remembered(&text))
+}
+
+/// A listing without the elements of sets that rules fill (`flags dynamic`).
+fn without_remembered(listing: &str) -> String {
+    let mut out = String::with_capacity(listing.len());
+    let (mut dynamic, mut elements) = (false, false);
+    for line in listing.split_inclusive('\n') {
+        let word = line.trim();
+        if word.starts_with("set ") {
+            dynamic = false;
+        } else if word.starts_with("flags ") {
+            dynamic = word.contains("dynamic");
+        } else if dynamic && word.starts_with("elements = {") {
+            elements = true;
+        }
+        if !elements {
+            out.push_str(line);
+        }
+        // nft breaks a long list into lines; no element holds a brace.
+        elements &= !word.ends_with('}');
+    }
+    out
 }
 
 /// Lists a table as JSON.
@@ -127,5 +149,28 @@ fn wait(child: &mut Child) -> Result<std::process::ExitStatus, NftError> {
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_rules_remember_is_no_drift_and_what_a_stranger_adds_is() {
+        let table = |stuck: &str, ports: &str| {
+            format!(
+                "table inet t {{\n\tset a {{\n\t\tflags interval\n\t\telements = {{ {ports} }}\n\t}}\n\n\tset stuck4 {{\n\t\t\
+                 size 4096\n\t\tflags dynamic,timeout\n\t\ttimeout 4s\n{stuck}\t}}\n\n\tset b {{\n\t\tflags interval\n\t\t\
+                 elements = {{ 1,\n\t\t\t     2 }}\n\t}}\n\tchain c {{\n\t}}\n}}\n"
+            )
+        };
+        let plain = table("", "80");
+        let one = "\t\telements = { 192.0.2.1 . 1 . 192.0.2.2 . 80 }\n";
+        let two = "\t\telements = { 192.0.2.1 . 1 . 192.0.2.2 . 80,\n\t\t\t     192.0.2.1 . 2 . 192.0.2.2 . 80 }\n";
+        assert_eq!(without_remembered(&plain), plain);
+        assert_eq!(without_remembered(&table(one, "80")), plain);
+        assert_eq!(without_remembered(&table(two, "80")), plain);
+        assert_ne!(without_remembered(&table(one, "80, 81")), plain);
     }
 }

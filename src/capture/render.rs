@@ -22,6 +22,14 @@ pub fn table(table: &Table) -> String {
     for set in &table.sets {
         render_set(&mut out, set);
     }
+    for set in &table.flows {
+        let (flow, max, memory) = (render_flow(set.family), FlowSet::MAX, FlowSet::MEMORY);
+        let _ = writeln!(
+            out,
+            "\tset {} {{\n\t\ttypeof {flow}; size {max}; flags dynamic,timeout; timeout {memory}s;\n\t}}",
+            set.name
+        );
+    }
     for chain in &table.chains {
         let _ = writeln!(out, "\tchain {} {{", chain.name);
         if let Some(hook) = chain.hook {
@@ -60,7 +68,8 @@ pub fn transaction(wanted: &Table, present: &Present) -> String {
     }
     out.push_str(&table(wanted));
     let chains: BTreeSet<&str> = wanted.chains.iter().map(|c| c.name.as_str()).collect();
-    let sets: BTreeSet<&str> = wanted.sets.iter().map(|s| s.name.as_str()).collect();
+    let flows = wanted.flows.iter().map(|s| s.name.as_str());
+    let sets: BTreeSet<&str> = wanted.sets.iter().map(|s| s.name.as_str()).chain(flows).collect();
     for chain in present.chains.iter().filter(|c| !chains.contains(c.as_str())) {
         let _ = writeln!(out, "delete chain inet {name} {chain}");
     }
@@ -124,6 +133,7 @@ fn render_hook(hook: Hook) -> String {
         Priority::BeforeDstnat => "dstnat - 10",
         Priority::Filter => "filter",
         Priority::AfterFilter => "filter + 10",
+        Priority::AfterReversePath => "filter + 20",
     };
     format!("type {kind} hook {point} priority {priority}; policy accept;")
 }
@@ -152,6 +162,7 @@ fn render_match(m: &Match) -> String {
         Match::CtOriginal(true) => "ct direction original".into(),
         Match::CtOriginal(false) => "ct direction reply".into(),
         Match::CtNew => "ct state new".into(),
+        Match::CtUnconfirmed => "ct status & confirmed == 0".into(),
         Match::CtUnknown => "ct state untracked,invalid".into(),
         Match::CtDnat => "ct status dnat".into(),
         Match::CtOriginalPort(ports) => format!("ct original proto-dst {}", render_ports(ports)),
@@ -160,6 +171,7 @@ fn render_match(m: &Match) -> String {
         Match::OifLo => "oif lo".into(),
         Match::IifName(name) => format!("iifname \"{name}\""),
         Match::OifName(name) => format!("oifname \"{name}\""),
+        Match::InFlows(set) => format!("{} @{}", render_flow(set.family), set.name),
         Match::InSet(kind, end, transport, set) => render_lookup(*kind, *end, *transport, set),
         Match::FibLocal(End::Destination) => "fib daddr type local".into(),
         Match::FibLocal(End::Source) => "fib saddr type local".into(),
@@ -194,6 +206,14 @@ fn render_lookup(kind: SetKind, end: End, transport: Transport, set: &str) -> St
     }
 }
 
+/// What tells TCP flows apart; the addresses say the family.
+fn render_flow(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip saddr . tcp sport . ip daddr . tcp dport",
+        Family::V6 => "ip6 saddr . tcp sport . ip6 daddr . tcp dport",
+    }
+}
+
 fn render_ports(ports: &[PortRange]) -> String {
     let list: Vec<String> = ports.iter().map(ToString::to_string).collect();
     format!("{{ {} }}", list.join(", "))
@@ -202,6 +222,7 @@ fn render_ports(ports: &[PortRange]) -> String {
 fn render_statement(s: &Statement) -> String {
     match s {
         Statement::Count(name) => format!("counter name {name}"),
+        Statement::Remember(set) => format!("update @{} {{ {} }}", set.name, render_flow(set.family)),
         Statement::SetMark(mark) => format!("meta mark set meta mark & {KEEP_MASK:#010x} | {:#06x}", mark.0),
         Statement::SetCtMark(mark) => format!("ct mark set ct mark & {KEEP_MASK:#010x} | {:#06x}", mark.0),
         Statement::ClearCtMark => format!("ct mark set ct mark & {KEEP_MASK:#010x}"),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::plan::{capture_table_name, guard_table_name};
-use crate::capture::{guard, nft, observe, routes};
+use crate::capture::{counted, guard, nft, observe, routes};
 use crate::config::InstanceName;
 use crate::daemon::{Paths, StatusReport, may_administer_network};
 
@@ -14,7 +14,8 @@ use crate::daemon::{Paths, StatusReport, may_administer_network};
 pub struct KernelView {
     /// What is missing or changed, in words; empty when all is as applied.
     pub problems: Vec<String>,
-    /// Packets by counter: `captured_NAME` (connections), `refused_NAME`, `refused`; guard's as `guard_...`.
+    /// Packets by counter: `captured_NAME` (connections), `refused_NAME`; of the instance `refused` and its parts
+    /// `not_tcp`, `on_wire` and `injected`; the guard's as `guard_...`.
     pub counters: BTreeMap<String, u64>,
 }
 
@@ -33,10 +34,7 @@ pub fn look(report: &StatusReport) -> Option<KernelView> {
         Ok(missing) => problems.extend(missing.into_iter().map(|m| format!("missing: {m}"))),
         Err(e) => problems.push(e.to_string()),
     }
-    let mut counters = observe::counters(&capture_table_name(&name)).unwrap_or_default();
-    let guarded = observe::counters(&guard_table_name(&name)).unwrap_or_default();
-    counters.extend(guarded.into_iter().map(|(name, packets)| (format!("guard_{name}"), packets)));
-    Some(KernelView { problems, counters })
+    Some(KernelView { problems, counters: counted::look(&name) })
 }
 
 /// What an instance that does not run has left in the kernel.

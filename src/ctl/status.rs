@@ -1,6 +1,7 @@
 //! `tngctl status` for people.
 
-use crate::daemon::{ClosingView, EndpointView, State, StatusReport};
+use crate::capture::compile::REFUSED;
+use crate::daemon::{ClosingView, EndpointView, State, StatusReport, shared_refusals};
 
 use super::peers;
 use super::style::{Style, human_age, human_bytes, printable, table};
@@ -48,6 +49,9 @@ pub(super) fn render(report: &StatusReport, style: Style, now: u64) -> String {
     }
     for endpoint in &report.endpoints {
         text.push_str(&endpoint_text(report, endpoint, style, now));
+    }
+    if let Some(line) = shared_line(report) {
+        text.push_str(&format!("\n  {line}\n"));
     }
     text
 }
@@ -166,6 +170,22 @@ fn kernel_row(report: &StatusReport, endpoint: &str) -> Vec<String> {
         }
         _ => Vec::new(),
     }
+}
+
+/// What the rules refused beside the endpoints' own counts, once an instance; nothing when it could not be seen.
+fn shared_line(report: &StatusReport) -> Option<String> {
+    let counters = &report.kernel.as_ref()?.counters;
+    counters.get(REFUSED)?;
+    let [(_, not_tcp), (_, on_wire), (_, injected), (_, undelivered)] = shared_refusals(counters);
+    let all = not_tcp + on_wire + injected + undelivered;
+    let parts = format!(
+        "{not_tcp} not TCP (UDP, QUIC), {on_wire} kept off a wire (bound device, rule or route missing), {injected} \
+         injected, {undelivered} that another socket would have taken"
+    );
+    Some(match all {
+        0 => "kernel  no packets refused beside the endpoints' own".to_owned(),
+        all => format!("kernel  {all} packets refused beside the endpoints' own: {parts}"),
+    })
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::capture::counted;
 use crate::config::{Config, Endpoint, EndpointName, Mode};
 use crate::relay::{Dialer, LivePorts, MarkPolicy, TunnelSide, probe_mark};
 use crate::tls::{ChannelError, EndpointTls};
@@ -25,6 +26,7 @@ use super::lineage::{Heir, Lineage};
 use super::listeners::BoundListener;
 use super::memory::give_memory_back;
 use super::metrics::Metrics;
+use super::paths::Paths;
 use super::scraped::Reading;
 use super::stats::EndpointStats;
 use super::status::{ConnectionsReport, EndpointView, ListenerView, unix_seconds};
@@ -339,6 +341,11 @@ impl DataPlane {
             Reading { endpoint, side: side.to_string(), status, verdict_age, now: unix_seconds(SystemTime::now()) }
         };
         self.metrics.read(self.workers().iter().map(read).collect());
+        let config = self.config();
+        let captures = config.0.endpoints.iter().filter(|e| matches!(e.mode, Mode::Netfilter(_)));
+        let captured: Vec<_> = captures.map(|e| (e.name.to_string(), e.side.to_string())).collect();
+        let counts = if captured.is_empty() { None } else { counted::read(&Paths::current(), &config.0.instance) };
+        self.metrics.kernel(captured, counts);
         self.metrics.encode()
     }
 

@@ -11,7 +11,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::kernel_counts::{Captured, KernelCounts};
 use super::scraped::{Reading, Scraped};
+use crate::capture::counted::Counts;
 use crate::config::Side;
 
 /// Upper bounds of the handshake histogram, in seconds: a resumed handshake takes about one
@@ -71,6 +73,7 @@ pub struct Metrics {
     active: Family<EndpointLabels, Gauge>,
     closing: Family<EndpointLabels, Gauge>,
     scraped: Scraped,
+    kernel: KernelCounts,
     bytes: Family<DirectionLabels, Counter>,
     handshake: Family<EndpointLabels, Histogram, fn() -> Histogram>,
 }
@@ -86,6 +89,7 @@ impl Metrics {
             active: Family::default(),
             closing: Family::default(),
             scraped: Scraped::default(),
+            kernel: KernelCounts::default(),
             attestation: Family::default(),
             bytes: Family::default(),
             handshake: Family::new_with_constructor(|| Histogram::new(HANDSHAKE_BUCKETS)),
@@ -118,6 +122,7 @@ impl Metrics {
             new.handshake.clone(),
         );
         registry.register_collector(Box::new(new.scraped.clone()));
+        registry.register_collector(Box::new(new.kernel.clone()));
         Self { registry, ..new }
     }
 
@@ -158,6 +163,11 @@ impl Metrics {
     /// Takes over what all endpoints measured, and the ages of what they have now.
     pub fn read(&self, readings: Vec<Reading>) {
         self.scraped.set(readings);
+    }
+
+    /// Takes over what the kernel counted for these captured endpoints and for the instance.
+    pub fn kernel(&self, captured: Vec<Captured>, counts: Option<Counts>) {
+        self.kernel.set(captured, counts);
     }
 
     /// The exposition text.

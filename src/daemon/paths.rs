@@ -78,6 +78,10 @@ impl Paths {
         self.private_dir().join(format!("{name}.guard.nft"))
     }
 
+    /// What the kernel counted, as the guard wrote it down for the data plane's metrics.
+    pub fn counted(&self, name: &InstanceName) -> PathBuf {
+        self.private_dir().join(format!("{name}.counted.json"))
+    }
     /// The text of the configuration whose listeners the socket unit has open.
     pub fn in_force(&self, name: &InstanceName) -> PathBuf {
         self.private_dir().join(format!("{name}.toml"))

@@ -121,6 +121,13 @@ const FAULTS: &[Fault] = &[
         "iptables-legacy",
     ),
     (
+        Check::SavedRules,
+        Severity::Error,
+        |h| h.write("/etc/nftables.conf", "flush ruleset\ntable inet tng_in {\n}\n"),
+        "tables of tng: tng_in",
+        "sed -i",
+    ),
+    (
         Check::FlushRuleset,
         Severity::Note,
         |h| {

@@ -15,4 +15,5 @@ mod table;
 mod faults;
 mod manual;
 mod real;
+mod saved;
 mod world;

@@ -111,6 +111,11 @@ impl FakeHost {
         host
     }
 
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Writes a file of the host.
     pub fn write(&self, file: &str, text: &str) {
         let path = self.path(file);

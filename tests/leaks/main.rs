@@ -9,9 +9,11 @@
 mod netns;
 
 mod controls;
+mod counts;
 mod egress;
 mod egress_beside;
 mod egress_faults;
+mod firewalls;
 mod ingress;
 mod ingress_faults;
 mod lab;
@@ -26,6 +28,11 @@ fn ingress_never_sends_plaintext() {
 #[test]
 fn ingress_never_sends_plaintext_on_a_bad_day() {
     table::run("ingress, bad days", ingress_faults::ROWS);
+}
+
+#[test]
+fn neither_side_leaks_beside_a_firewall() {
+    table::run("beside a firewall", firewalls::ROWS);
 }
 
 #[test]

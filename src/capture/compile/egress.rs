@@ -6,7 +6,7 @@ use super::super::marks::*;
 use super::super::plan::{CapturePlan, RulesPlan};
 use super::super::selector::Scope;
 use super::ingress::{listener_rules, tproxy_rules};
-use super::{REFUSED, each, excluded, to_service};
+use super::{INJECTED, each, excluded, shared, to_service};
 use crate::config::Side;
 
 pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
@@ -40,7 +40,7 @@ fn prerouting(plan: &RulesPlan, endpoints: &[&CapturePlan]) -> Chain {
     ));
     rules.push(Rule::new(
         [Match::CtMark(MARK_MASK, SPOOFED, true)],
-        [Statement::Count(REFUSED.into()), Statement::Drop],
+        shared(INJECTED).into_iter().chain([Statement::Drop]),
         "from off the host, on the tuple between us and the service: an injection",
     ));
     for c in endpoints {
@@ -75,9 +75,9 @@ fn select(c: &CapturePlan) -> Chain {
 
 fn capture(c: &CapturePlan) -> Chain {
     let mut rules = vec![Rule::new(
-        [Match::CtNew, Match::BareSyn(true)],
+        [Match::CtNew, Match::BareSyn(true), Match::CtUnconfirmed],
         [Statement::Count(c.captured_counter())],
-        "connections captured",
+        "connections captured, not SYNs that are sent again",
     )];
     rules.extend(tproxy_rules(c.port, &[Statement::SetMark(TPROXIED), Statement::Accept]));
     rules.push(Rule::new(

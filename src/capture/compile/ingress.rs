@@ -27,6 +27,7 @@ pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
         chains.push(deliver(&ident, *port, REFUSED));
     }
     chains.push(input(plan, &endpoints));
+    chains.push(postrouting(&endpoints));
     chains.push(ours());
     chains
 }
@@ -119,11 +120,6 @@ fn capture(c: &CapturePlan) -> Chain {
     Chain::plain(
         format!("capture_{}", c.ident),
         vec![
-            Rule::new(
-                [Match::CtNew, Match::BareSyn(true)],
-                [Statement::Count(c.captured_counter())],
-                "connections captured",
-            ),
             Rule::new([], [Statement::SetCtMark(c.id.mark())], "the flow stays ours; untracked packets skip this only"),
             Rule::new([], [Statement::Goto(format!("divert_{}", c.ident))], "by way of lo"),
         ],
@@ -186,6 +182,26 @@ fn input(plan: &RulesPlan, endpoints: &[&CapturePlan]) -> Chain {
         rules.push(Rule::new(captured, [Statement::Goto("ingress_ours".into())], "captured: only our listener"));
     }
     Chain::base("ingress_input", HookKind::Filter, HookPoint::Input, Priority::Filter, rules)
+}
+
+/// Counts here and not where it captures: what a bound device keeps from lo is no connection, and a SYN that is sent
+/// again belongs to a connection that was confirmed when the first one left postrouting.
+fn postrouting(endpoints: &[&CapturePlan]) -> Chain {
+    let count = |c: &&CapturePlan| {
+        Rule::new(
+            [
+                Match::OifLo,
+                Match::Mark(MARK_MASK, c.id.mark(), true),
+                Match::BareSyn(true),
+                Match::CtNew,
+                Match::CtUnconfirmed,
+            ],
+            [Statement::Count(c.captured_counter())],
+            "connections captured, not SYNs that are sent again",
+        )
+    };
+    let rules = endpoints.iter().map(count).collect();
+    Chain::base("ingress_postrouting", HookKind::Filter, HookPoint::Postrouting, Priority::Mangle, rules)
 }
 
 /// A transparent listener is reached by capture only: a direct connection would loop.

@@ -13,12 +13,19 @@ use super::plan::{CapturePlan, RulesPlan};
 use super::selector::Scope;
 use crate::config::Side;
 
-/// Counter of refusals that belong to no single endpoint.
+/// Counter of all refusals that belong to no single endpoint. The three below are its parts, and what is left are
+/// connections of an endpoint that is gone, or that another socket would have taken.
 pub const REFUSED: &str = "refused";
+/// Packets of other transports than TCP.
+pub const NOT_TCP: &str = "not_tcp";
+/// Packets that were kept off a wire.
+pub const ON_WIRE: &str = "on_wire";
+/// Packets from off the host on the tuple between an egress and its service.
+pub const INJECTED: &str = "injected";
 
 /// The capture table.
 pub fn capture_table(plan: &RulesPlan) -> Table {
-    let mut counters = vec![REFUSED.to_owned()];
+    let mut counters = [REFUSED, NOT_TCP, ON_WIRE, INJECTED].map(str::to_owned).to_vec();
     let mut sets = Vec::new();
     for c in &plan.captures {
         counters.push(c.captured_counter());
@@ -31,28 +38,45 @@ pub fn capture_table(plan: &RulesPlan) -> Table {
     chains.extend(ingress::chains(plan));
     chains.extend(egress::chains(plan));
     chains.extend(protect::chains(plan));
-    Table { name: plan.capture_table(), owned: false, counters, sets, chains }
+    Table { name: plan.capture_table(), owned: false, counters, sets, flows: stuck().to_vec(), chains }
 }
 
 /// The guard table.
 pub fn guard_table(plan: &RulesPlan) -> Table {
-    let mut counters = vec![REFUSED.to_owned()];
+    let mut counters = [REFUSED, NOT_TCP, ON_WIRE].map(str::to_owned).to_vec();
     counters.extend(plan.captures.iter().map(|c| c.refused_counter()));
     let sets = plan.captures.iter().flat_map(|c| [c.captured().sets(), c.excluded().sets()].concat()).collect();
-    Table { name: plan.guard_table(), owned: true, counters, sets, chains: protect::chains(plan) }
+    let flows = stuck().to_vec();
+    Table { name: plan.guard_table(), owned: true, counters, sets, flows, chains: protect::chains(plan) }
 }
 
+/// Counts a refusal that belongs to no single endpoint.
+fn shared(part: &str) -> [Statement; 2] {
+    [Statement::Count(REFUSED.into()), Statement::Count(part.into())]
+}
+
+/// Flows whose SYN was kept off a wire: the next one is refused.
+fn stuck() -> [FlowSet; 2] {
+    let set = |name: &str, family| FlowSet { name: name.to_owned(), family };
+    [set("stuck4", Family::V4), set("stuck6", Family::V6)]
+}
+
+/// What came around by lo meets tproxy at `filter + 20`. A packet that tproxy has given a socket, and that came by lo,
+/// fails the kernel's reverse path check (`fib saddr . mark . iif oif missing`, kernel 6.18 in both families), and
+/// firewalld has that check at `filter + 10`. What came by a wire meets it at `mangle`, before others' DNAT; there
+/// the check holds. Packets of lo are not subject to DNAT in prerouting: NAT was done with them in output.
 fn base_chains(plan: &RulesPlan) -> Vec<Chain> {
     let ingress = plan.side(Side::Ingress).next().is_some() || !plan.retired.is_empty();
     let egress = plan.side(Side::Egress).next().is_some() || !plan.retired.is_empty();
     let mut output = vec![Rule::new([Match::Tcp(false)], [Statement::Return], "only TCP is captured")];
     let mut prerouting = Vec::new();
+    let mut prerouting_lo = Vec::new();
     if egress {
         output.push(Rule::new([], [Statement::Jump("egress_output".into())], "answers of captured services"));
     }
     if ingress {
         output.push(Rule::new([], [Statement::Jump("ingress_output".into())], "what local programs send"));
-        prerouting.push(Rule::new(
+        prerouting_lo.push(Rule::new(
             [Match::IifLo(true)],
             [Statement::Jump("ingress_prerouting".into())],
             "what the output chain sent around by lo",
@@ -60,15 +84,23 @@ fn base_chains(plan: &RulesPlan) -> Vec<Chain> {
     }
     if egress {
         prerouting.push(Rule::new(
-            [Match::Tcp(true)],
+            [Match::IifLo(false), Match::Tcp(true)],
             [Statement::Jump("egress_prerouting".into())],
             "what clients send to captured services",
         ));
+        prerouting_lo.push(Rule::new(
+            [Match::IifLo(true), Match::Tcp(true)],
+            [Statement::Jump("egress_prerouting".into())],
+            "what clients of this host send to captured services",
+        ));
     }
-    vec![
-        Chain::base("output", HookKind::Route, HookPoint::Output, Priority::Mangle, output),
-        Chain::base("prerouting", HookKind::Filter, HookPoint::Prerouting, Priority::Mangle, prerouting),
-    ]
+    let (filter, point) = (HookKind::Filter, HookPoint::Prerouting);
+    let mut chains = vec![Chain::base("output", HookKind::Route, HookPoint::Output, Priority::Mangle, output)];
+    if egress {
+        chains.push(Chain::base("prerouting", filter, point, Priority::Mangle, prerouting));
+    }
+    chains.push(Chain::base("prerouting_lo", filter, point, Priority::AfterReversePath, prerouting_lo));
+    chains
 }
 
 /// Leaves the chain on what `c` excludes. Only for a chain of that endpoint: in a shared one it would also skip the

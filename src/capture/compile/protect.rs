@@ -6,7 +6,7 @@ use super::super::ir::*;
 use super::super::marks::*;
 use super::super::plan::{CapturePlan, RulesPlan};
 use super::super::selector::Scope;
-use super::{REFUSED, each, excluded, to_service};
+use super::{NOT_TCP, ON_WIRE, each, excluded, shared, stuck, to_service};
 use crate::config::{Mark, Side};
 
 pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
@@ -19,6 +19,7 @@ pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
     chains.push(output(plan, &ingress, &egress));
     chains.push(forward(&ingress, &egress));
     chains.push(postrouting(&egress));
+    chains.push(wire());
     for c in &ingress {
         chains.push(check(plan, c));
         chains.push(forwarded(c));
@@ -39,13 +40,20 @@ pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
 fn other_transport() -> Rule {
     Rule::new(
         [Match::OtherTransport],
-        [Statement::Count(REFUSED.into()), Statement::RejectProhibited],
+        shared(NOT_TCP).into_iter().chain([Statement::RejectProhibited]),
         "QUIC and friends on a captured port: not attested, so refused",
     )
 }
 
 fn output(plan: &RulesPlan, ingress: &[&CapturePlan], egress: &[&CapturePlan]) -> Chain {
-    let mut rules = Vec::new();
+    let again = |set| {
+        Rule::new(
+            [Match::BareSyn(true), Match::InFlows(set)],
+            shared(ON_WIRE).into_iter().chain([Statement::RejectReset]),
+            "its first SYN was kept off a wire: a socket bound to a device, or rule or route are missing",
+        )
+    };
+    let mut rules: Vec<Rule> = stuck().map(again).into();
     for c in egress {
         let mut not_ours: Vec<Match> = vec![Match::BareSyn(true), Match::CtNew];
         not_ours.extend(plan.egress_marks().into_iter().map(|m| Match::Mark(MARK_MASK, m, false)));
@@ -204,20 +212,29 @@ fn protected(plan: &RulesPlan, c: &CapturePlan) -> Chain {
 }
 
 fn postrouting(egress: &[&CapturePlan]) -> Chain {
-    let refuse = [Statement::Count(REFUSED.into()), Statement::Drop];
+    let wire = [Statement::Goto("protect_wire".into())];
     let mut rules = vec![
         Rule::new([Match::OifLo], [Statement::Return], "stays on this host"),
         Rule::new([Match::Tcp(true), Match::Rst], [Statement::Return], "carries no data; also our own resets"),
         Rule::new(
             [Match::Mark(CAPTURED_MASK, Mark(CAPTURED_BASE), true)],
-            refuse.clone(),
+            wire.clone(),
             "marked, yet on a wire: rule, route, bound device or scope",
         ),
-        Rule::new([Match::CtMark(CAPTURED_MASK, Mark(CAPTURED_BASE), true)], refuse.clone(), "captured flow on a wire"),
-        Rule::new([Match::CtMark(MARK_MASK, SPOOFED, true)], refuse, "tuple between us and the service on a wire"),
+        Rule::new([Match::CtMark(CAPTURED_MASK, Mark(CAPTURED_BASE), true)], wire.clone(), "captured flow on a wire"),
+        Rule::new([Match::CtMark(MARK_MASK, SPOOFED, true)], wire, "tuple between us and the service on a wire"),
     ];
     rules.extend(each_asked("from", egress));
     Chain::base("protect_postrouting", HookKind::Filter, HookPoint::Postrouting, Priority::Mangle, rules)
+}
+
+/// Nothing can be rejected in postrouting, and where a packet goes after its mark was set is seen nowhere else: a SYN is
+/// dropped here, and the one that is sent again a second later is refused in output.
+fn wire() -> Chain {
+    let remember = |set| Rule::new([Match::BareSyn(true)], [Statement::Remember(set)], "output refuses the next one");
+    let mut rules: Vec<Rule> = stuck().map(remember).into();
+    rules.push(Rule::new([], shared(ON_WIRE).into_iter().chain([Statement::Drop]), "not in plaintext"));
+    Chain::plain("protect_wire", rules)
 }
 
 fn from(plan: &RulesPlan, c: &CapturePlan) -> Chain {

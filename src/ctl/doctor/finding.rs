@@ -63,6 +63,7 @@ checks! {
     Firewalld = "firewalld" in "other software",
     LegacyTables = "legacy-tables" in "other software",
     FlushRuleset = "flush-ruleset" in "other software",
+    SavedRules = "saved-rules" in "other software",
     CgroupLayout = "cgroup-layout" in "cgroups",
     CgroupSlice = "cgroup-slice" in "cgroups",
     SystemdVersion = "systemd-version" in "systemd",

@@ -19,6 +19,7 @@ mod managers;
 mod networkd;
 mod render;
 mod rules;
+mod saved_rules;
 mod settings;
 mod units;
 
@@ -51,6 +52,7 @@ pub fn examine(host: &dyn Host, only: Option<&str>) -> Vec<Finding> {
     let mut found = kernel::check(host, !wants.slices.is_empty());
     found.extend(settings::check(host, &wants));
     found.extend(managers::check(host));
+    found.extend(saved_rules::check(host));
     found.extend(cgroups::check(host, &wants));
     found.push(units::version(host));
     found.extend(clock::check(host));
