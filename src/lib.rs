@@ -9,7 +9,7 @@
 //! 5. [`tls`] and [`attest`]: the attested channel to the other side.
 //! 6. [`relay`]: bytes both ways, and the record the connection ends in.
 //!
-//! [`units`] is tng under systemd, which [`notify`] talks to. [`ctl`] is what `tngctl` prints. `unsafe` lives in [`sys`] alone.
+//! [`units`] is tng under systemd, which [`notify`] talks to. [`ctl`] is what `tngctl` prints, by [`output`]. `unsafe` lives in [`sys`] alone.
 
 pub mod attest;
 pub mod capture;
@@ -20,6 +20,7 @@ pub mod egress;
 pub mod failpoint;
 pub mod ingress;
 pub mod notify;
+pub mod output;
 pub mod relay;
 #[allow(unsafe_code)]
 pub mod sys;

@@ -20,6 +20,7 @@ fn child_logs() {
         tracing::debug!(target: "rustls::client::hs", "certificate in hexadecimal");
         tracing::warn!(target: "h2::proto", "of a library");
         tracing::trace!(target: "tngx::almost", "almost ours");
+        tng::daemon::flush_logging();
     }
 }
 

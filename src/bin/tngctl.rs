@@ -1,11 +1,12 @@
 //! tngctl(1): the operator's tool.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use tng::ctl::{self, LocalAnswer, Scope, Style};
+use tng::output;
 
 /// Shows and steers tng instances.
 #[derive(Parser)]
@@ -82,7 +83,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let answer = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => return ExitCode::from(output::print_usage(&usage)),
+    };
+    let answer = match cli.command {
         Command::Status { name, json, watch: true } => watch(&scope(name), json),
         Command::Status { name, json, watch: false } => ctl::status(&scope(name), json, Style::of_stdout()).into(),
         Command::Check { instances, json } => ctl::check(&instances, json),
@@ -126,24 +131,19 @@ fn watch(scope: &Scope, json: bool) -> LocalAnswer {
             let errors: String = answer.errors.iter().map(|e| format!("tngctl: {}\n", e.trim_end())).collect();
             (format!("{clear}{}{errors}", answer.text), answer)
         };
-        let mut out = std::io::stdout().lock();
         // Who reads us has gone: that is how a watch ends.
-        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        if !output::print(&text) {
             return LocalAnswer { text: String::new(), errors: Vec::new(), status: answer.status };
         }
-        drop(out);
         std::thread::sleep(Duration::from_secs(1));
     }
 }
 
 fn print(answer: &LocalAnswer) {
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(answer.text.as_bytes());
-    if !answer.text.is_empty() && !answer.text.ends_with('\n') {
-        let _ = out.write_all(b"\n");
-    }
+    let end = if answer.text.is_empty() || answer.text.ends_with('\n') { "" } else { "\n" };
+    output::print(&format!("{}{end}", answer.text));
     for error in &answer.errors {
         let prefix = if error.starts_with("tngctl:") || error.starts_with("warning:") { "" } else { "tngctl: " };
-        eprintln!("{prefix}{}", error.trim_end());
+        output::complain(&format!("{prefix}{}", error.trim_end()));
     }
 }

@@ -1,6 +1,5 @@
 //! tngd(8): the daemon and its privileged commands.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -12,7 +11,7 @@ use tng::daemon::evidence_command::{self, EvidenceOptions};
 use tng::daemon::guard_command::{self, GuardOptions};
 use tng::daemon::lifecycle::{self, ServeOptions};
 use tng::daemon::{self, Paths, supervisor};
-use tng::units;
+use tng::{output, units};
 
 /// Puts unmodified TCP applications behind attested TLS.
 #[derive(Parser)]
@@ -207,26 +206,32 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    let cli = Cli::parse();
-    match dispatch(cli.command) {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            for line in failure.message.lines() {
-                let prefix = if line.starts_with("tngd:") || line.starts_with(' ') { "" } else { "tngd: " };
-                eprintln!("{prefix}{line}");
-            }
-            ExitCode::from(failure.status)
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => return ExitCode::from(output::print_usage(&usage)),
+    };
+    let status = dispatch(cli.command).unwrap_or_else(|failure| {
+        // In the order in which things happened.
+        daemon::flush_logging();
+        for line in failure.message.lines() {
+            let prefix = if line.starts_with("tngd:") || line.starts_with(' ') { "" } else { "tngd: " };
+            output::complain(&format!("{prefix}{line}"));
         }
-    }
+        failure.status
+    });
+    daemon::flush_logging();
+    ExitCode::from(status)
 }
 
 fn dispatch(command: Command) -> Result<u8, Failure> {
     match command {
         Command::Check { instances, json } => {
-            let output = config::check_command("tngd", &instances, json);
-            print!("{}", output.stdout);
-            eprint!("{}", output.stderr);
-            Ok(u8::try_from(output.code).unwrap_or(1))
+            let answer = config::check_command("tngd", &instances, json);
+            output::print(&answer.stdout);
+            if !answer.stderr.is_empty() {
+                output::complain(answer.stderr.trim_end());
+            }
+            Ok(u8::try_from(answer.code).unwrap_or(1))
         }
         Command::Run { instance, user } => {
             daemon::init_logging();
@@ -234,7 +239,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
             Ok(0)
         }
         Command::Serve { instance, user, supervisor } => {
-            daemon::init_logging();
+            daemon::prepare_logging();
             lifecycle::serve(&ServeOptions { instance, user, supervisor })?;
             Ok(0)
         }
@@ -259,16 +264,18 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
                 daemon::init_logging();
             } else if let Some(warning) = units::net_down_warning(&paths, &path) {
                 // By hand, and not a step of the socket unit that stops.
-                eprintln!("tngd: {warning}");
+                output::complain(&format!("tngd: {warning}"));
             }
             units::net_down(&paths, &path, unless_shutdown)?;
             Ok(0)
         }
         Command::Evidence { show, tsm_root, tpm_device, tpm_ak, tpm_hierarchy, tpm_pcrs } => {
-            daemon::init_logging();
+            daemon::prepare_logging();
             let options = EvidenceOptions::new(tsm_root, tpm_device, &tpm_ak, &tpm_hierarchy, tpm_pcrs)?;
             match show {
-                Some(provider) => print!("{}", evidence_command::show(&options, provider)?),
+                Some(provider) => {
+                    output::print(&evidence_command::show(&options, provider)?);
+                }
                 None => evidence_command::serve(&options)?,
             }
             Ok(0)
@@ -305,9 +312,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         }
         Command::Completions { shell } => {
             let script = tng::ctl::completions("tngd", &Cli::command(), shell);
-            std::io::stdout()
-                .write_all(script.as_bytes())
-                .map_err(|e| Failure { status: 1, message: e.to_string() })?;
+            output::print(&script);
             Ok(0)
         }
     }

@@ -47,6 +47,10 @@ pub(super) fn render(report: &StatusReport, style: Style, now: u64) -> String {
             text.push_str(&format!("  {}\n", style.yellow(&line)));
         }
     }
+    if report.log_records_lost > 0 {
+        let line = format!("{} log records lost: the log was not read fast enough", report.log_records_lost);
+        text.push_str(&format!("  {}\n", style.yellow(&line)));
+    }
     for endpoint in &report.endpoints {
         text.push_str(&endpoint_text(report, endpoint, style, now));
     }

@@ -175,6 +175,7 @@ impl ControlState {
             endpoints: plane.as_ref().map(|p| p.endpoint_views()).unwrap_or_default(),
             confinement: life.confinement.clone(),
             kernel: None,
+            log_records_lost: super::log_records_lost().get(),
         }
     }
 

@@ -27,7 +27,7 @@ use super::status_line::status_line;
 use super::takeover;
 use super::{
     BoundListener, ConfinementView, ControlState, DataPlane, DataPlaneError, Paths, PrivilegeError, State, find_user,
-    give_up, raise_descriptor_limit, serve_control,
+    give_up, raise_descriptor_limit, serve_control, start_logging,
 };
 use crate::capture::allocation::AllocationError;
 use crate::config::{self, Config, InstanceName};
@@ -164,6 +164,7 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
     }
     let sockets = api_sockets::bind(&paths, &config, prepared)?;
     let confinement = confine(&paths, &config);
+    start_logging();
     let runtime = runtime().map_err(io_error("start the runtime"))?;
     runtime.block_on(live(Start {
         config,

@@ -103,6 +103,11 @@ impl Metrics {
             "Requests to attestation services and agents, verdicts reused, and what evidence was bound to",
             new.attestation.clone(),
         );
+        registry.register(
+            "log_records_lost",
+            "Log records dropped because nobody read the log",
+            super::log_records_lost(),
+        );
         registry.register("connections_active", "Connections open now", new.active.clone());
         registry.register(
             "peers_closing",

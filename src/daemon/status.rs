@@ -72,6 +72,9 @@ pub struct StatusReport {
     /// What `tngctl` as root saw in the kernel; the data plane itself may not look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<crate::ctl::KernelView>,
+    /// Log records that were dropped because nobody read the log.
+    #[serde(default)]
+    pub log_records_lost: u64,
 }
 
 /// Walls around the data plane beside its lack of privileges.

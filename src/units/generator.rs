@@ -157,7 +157,7 @@ fn say(text: &str) {
     let by_systemd = std::env::var_os("SYSTEMD_SCOPE").is_some();
     for line in text.lines().filter(|l| !l.trim().is_empty()) {
         if !by_systemd || to_journal(line).is_err() && to_kernel(line).is_err() {
-            eprintln!("{PROGRAM}: {line}");
+            crate::output::complain(&format!("{PROGRAM}: {line}"));
         }
     }
 }

@@ -12,5 +12,6 @@ mod table;
 mod config;
 mod instances;
 mod nft;
+mod outputs;
 mod status;
 mod tools;

@@ -15,4 +15,5 @@ mod programs;
 mod redis;
 mod selection;
 mod streams;
+mod unread_log;
 mod web;
