@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 /// A descriptor of process `pid`, which becomes readable when the process ends (pidfd_open(2)).
 pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
@@ -74,6 +75,31 @@ pub fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<usize> {
     // SAFETY: SIOCOUTQ, which has the number of TIOCOUTQ, writes one c_int, which lives for the call.
     done(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
     Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// What a TCP connection waits for (TCP_INFO, tcp(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnderWay {
+    /// Whether segments or probes of a closed window were sent that have no answer. Data that wait for the other host's
+    /// window are not under way.
+    pub unanswered: bool,
+    /// How long ago the other host acknowledged anything.
+    pub last_answer: Duration,
+}
+
+/// What `socket` waits for.
+pub fn under_way(socket: BorrowedFd<'_>) -> io::Result<UnderWay> {
+    // SAFETY: tcp_info holds integers alone, for which all zeros are valid.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the pointers are to the structure and its length, both live for the call; the kernel writes at most that much.
+    done(unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut len)
+    })?;
+    Ok(UnderWay {
+        unanswered: info.tcpi_unacked > 0 || info.tcpi_probes > 0,
+        last_answer: Duration::from_millis(info.tcpi_last_ack_recv.into()),
+    })
 }
 
 fn owned(ret: libc::c_long) -> io::Result<OwnedFd> {

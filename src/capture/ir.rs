@@ -217,6 +217,8 @@ pub enum Match {
     FibLocal(End),
     /// The destination is an address of the interface it came in by (link-local addresses).
     FibLocalToIif,
+    /// The destination is an IPv6 link-local address.
+    ToLinkLocal,
     /// The destination is an address of another host.
     FibRemote,
     /// A bare SYN: the first packet of an active open / anything else.

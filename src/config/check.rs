@@ -181,7 +181,8 @@ fn mapping(raw: &At<RawMapping>, mark: Mark, sink: &mut Sink<'_>) -> Option<Mapp
 }
 
 fn limits(raw: &At<RawLimits>, sink: &mut Sink<'_>) -> Option<Limits> {
-    let RawLimits { max_connections, handshake_timeout, connect_timeout, idle_timeout, .. } = &raw.value;
+    let RawLimits { max_connections, handshake_timeout, connect_timeout, idle_timeout, unacknowledged_timeout, .. } =
+        &raw.value;
     let default = Limits::default();
     let connections = max_connections.as_ref().map_or(Some(default.max_connections), |At { value, at }| {
         if (1..=MAX_CONNECTIONS).contains(value) {
@@ -195,10 +196,19 @@ fn limits(raw: &At<RawLimits>, sink: &mut Sink<'_>) -> Option<Limits> {
     let handshake = duration(handshake_timeout.as_ref(), default.handshake_timeout, SOON, ten, sink);
     let connect = duration(connect_timeout.as_ref(), default.connect_timeout, SOON, ten, sink);
     let idle = duration(idle_timeout.as_ref(), default.idle_timeout, Duration::ZERO, HOUR * 24 * 7, sink);
+    let unacknowledged =
+        duration(unacknowledged_timeout.as_ref(), default.unacknowledged_timeout, Duration::ZERO, HOUR, sink);
+    let too_short = |d: &Duration| !d.is_zero() && *d < Duration::from_secs(1);
+    if let (Some(raw), true) = (unacknowledged_timeout, unacknowledged.as_ref().is_some_and(too_short)) {
+        let hint = "from 1s to 1h, or 0s for the kernel's own measure";
+        sink.error(&raw.at, "out-of-range", format!("\"{}\" is out of range", raw.value), hint);
+        return None;
+    }
     Some(Limits {
         max_connections: connections?,
         handshake_timeout: handshake?,
         connect_timeout: connect?,
         idle_timeout: idle?,
+        unacknowledged_timeout: unacknowledged?,
     })
 }

@@ -70,6 +70,7 @@ pub(super) fn covers(outer: &Match, inner: &Match) -> bool {
 pub(super) fn reaches(host: &TargetHost, ports: PortRange, entry: &Match, default_to: impl Fn(IpAddr) -> bool) -> bool {
     let addrs: Vec<IpAddr> = match host {
         TargetHost::Addr(addr) => vec![*addr],
+        TargetHost::LinkLocal(addr, _) => vec![IpAddr::V6(*addr)],
         TargetHost::Name(_) => loopbacks(host),
     };
     let to = |addr: &IpAddr| entry.to.map_or_else(|| default_to(*addr), |net| net.contains(addr));
@@ -80,6 +81,7 @@ pub(super) fn reaches(host: &TargetHost, ports: PortRange, entry: &Match, defaul
 pub(super) fn loopbacks(host: &TargetHost) -> Vec<IpAddr> {
     match host {
         TargetHost::Addr(addr) => vec![*addr],
+        TargetHost::LinkLocal(addr, _) => vec![IpAddr::V6(*addr)],
         TargetHost::Name(n) if n.trim_end_matches('.') == "localhost" => {
             vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])]
         }

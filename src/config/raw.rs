@@ -123,5 +123,6 @@ raw_table! {
         handshake_timeout: String,
         connect_timeout: String,
         idle_timeout: String,
+        unacknowledged_timeout: String,
     } later {}
 }

@@ -195,7 +195,16 @@ fn endpoint_summary(e: &Endpoint, out: &mut String) {
     let (handshake, connect) = (show_duration(l.handshake_timeout), show_duration(l.connect_timeout));
     let idle = if l.idle_timeout.is_zero() { "never".to_owned() } else { show_duration(l.idle_timeout) };
     let connections = l.max_connections;
-    line("    limits", &format!("{connections} connections, handshake {handshake}, connect {connect}, idle {idle}"));
+    let vanished = match l.unacknowledged_timeout {
+        Duration::ZERO => "by the kernel".to_owned(),
+        limit => show_duration(limit),
+    };
+    line(
+        "    limits",
+        &format!(
+            "{connections} connections, handshake {handshake}, connect {connect}, idle {idle}, unacknowledged {vanished}"
+        ),
+    );
 }
 
 fn service(a: &AsService) -> String {

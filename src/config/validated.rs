@@ -1,7 +1,7 @@
 //! The validated configuration: every value is in range, every name is legal, nothing contradicts.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -191,6 +191,8 @@ pub struct Mapping {
 pub enum TargetHost {
     /// An address.
     Addr(IpAddr),
+    /// An IPv6 link-local address and its zone (RFC 4007): the name or the index of an interface.
+    LinkLocal(Ipv6Addr, String),
     /// A name, resolved for each connection.
     Name(String),
 }
@@ -200,6 +202,7 @@ impl fmt::Display for TargetHost {
         match self {
             TargetHost::Addr(IpAddr::V6(a)) => write!(f, "[{a}]"),
             TargetHost::Addr(a) => write!(f, "{a}"),
+            TargetHost::LinkLocal(a, zone) => write!(f, "[{a}%{zone}]"),
             TargetHost::Name(n) => f.write_str(n),
         }
     }
@@ -390,6 +393,9 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// Without a byte in either direction the connection ends. Zero: never.
     pub idle_timeout: Duration,
+    /// Data that the other host does not acknowledge for so long end the connection. Zero: by the kernel's own measure,
+    /// which is about a quarter of an hour.
+    pub unacknowledged_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -399,6 +405,7 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
+            unacknowledged_timeout: Duration::from_secs(30),
         }
     }
 }

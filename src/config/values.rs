@@ -177,6 +177,10 @@ pub(super) fn unusable(addr: IpAddr) -> Option<(&'static str, &'static str)> {
     }
 }
 
+fn is_link_local(addr: IpAddr) -> bool {
+    matches!(addr, IpAddr::V6(a) if a.is_unicast_link_local())
+}
+
 /// The hint for an IPv6 address that lacks its brackets.
 fn brackets_hint(text: &str) -> Option<String> {
     let (host, port) = text.rsplit_once(':')?;
@@ -249,9 +253,27 @@ pub(super) fn target(raw: &At<String>, sink: &mut Sink<'_>) -> Option<(TargetHos
             return fail(sink, format!("{addr} is no address to connect to"), "for this host write 127.0.0.1 or [::1]");
         }
         return match unusable(addr) {
+            Some((_, _)) if is_link_local(addr) => {
+                let hint = format!("write the interface beside it: \"[{addr}%eth0]\"");
+                fail(sink, format!("{addr} is an IPv6 link-local address and names no interface"), &hint)
+            }
             Some((why, hint)) => fail(sink, format!("{addr} {why}"), hint),
             None => Some((TargetHost::Addr(addr), ports)),
         };
+    }
+    if let Some((addr, zone)) = host.split_once('%').filter(|_| bracketed) {
+        let Some(addr) = addr.parse::<Ipv6Addr>().ok().filter(|a| is_link_local(IpAddr::V6(*a))) else {
+            let message = format!("{} is not an IPv6 link-local address with its interface", quote(host));
+            return fail(sink, message, "only fe80:: addresses have one, as \"[fe80::1%eth0]:20001\"");
+        };
+        // IFNAMSIZ with its end is 16; netdevice(7).
+        if zone.is_empty()
+            || zone.len() > 15
+            || zone.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control())
+        {
+            return fail(sink, format!("{} is no interface", quote(zone)), "ip link lists those of this host");
+        }
+        return Some((TargetHost::LinkLocal(addr, zone.to_owned()), ports));
     }
     if bracketed || !is_hostname(host) {
         let message = format!("{} is neither an address nor a host name", quote(host));

@@ -206,7 +206,11 @@ impl DataPlane {
         {
             return Ok(old.clone());
         }
-        let dialer = Dialer { mark: mark_policy(endpoint)?, connect_timeout: endpoint.limits.connect_timeout };
+        let dialer = Dialer {
+            mark: mark_policy(endpoint)?,
+            connect_timeout: endpoint.limits.connect_timeout,
+            unacknowledged_timeout: endpoint.limits.unacknowledged_timeout,
+        };
         let same_tls = |old: &&Arc<EndpointRuntime>| {
             old.endpoint.ra == endpoint.ra && old.endpoint.limits == endpoint.limits && !old.tunnel.is_stale()
         };

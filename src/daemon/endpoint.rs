@@ -79,8 +79,12 @@ impl EndpointRuntime {
         record.relaying();
         let idle = self.endpoint.limits.idle_timeout;
         let connection = record.connection();
-        let options =
-            RelayOptions { idle: (!idle.is_zero()).then_some(idle), standing: connection.standing.get().map(|s| &**s) };
+        let unacknowledged = self.endpoint.limits.unacknowledged_timeout;
+        let options = RelayOptions {
+            idle: (!idle.is_zero()).then_some(idle),
+            unacknowledged: (!unacknowledged.is_zero()).then_some(unacknowledged),
+            standing: connection.standing.get().map(|s| &**s),
+        };
         let metrics = &self.stats.metrics;
         let meter = Meter {
             into_tunnel: Flow { connection: &connection.into_tunnel, endpoint: metrics.into_tunnel() },

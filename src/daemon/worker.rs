@@ -147,7 +147,7 @@ impl Worker {
                 return record.finish(Outcome::Refused(Refusal::ClientGone(error)));
             }
         };
-        crate::relay::tune(&tcp);
+        crate::relay::tune(&tcp, runtime.endpoint.limits.unacknowledged_timeout);
         let live = runtime.live_ports.enter(client.0);
         let tracker = runtime.tracker.clone();
         let accepted = Accepted { tcp, client, local, listener, record, live };
@@ -167,7 +167,7 @@ impl Worker {
             let (bytes, total) = (AtomicU64::new(0), Counter::default());
             let flow = Flow { connection: &bytes, endpoint: &total };
             let meter = Meter { into_tunnel: flow, out_of_tunnel: flow };
-            let options = RelayOptions { idle: Some(Duration::from_secs(5)), standing: None };
+            let options = RelayOptions { idle: Some(Duration::from_secs(5)), unacknowledged: None, standing: None };
             let echoing = async {
                 let _ = tokio::io::copy(&mut reader, &mut writer).await;
                 let _ = writer.shutdown().await;

@@ -19,6 +19,14 @@ fn target(mode: &Mode, accepted: &Accepted) -> Result<Target, Refusal> {
     }
 }
 
+/// Whose address the peer sees: a captured application's own choice.
+fn source(mode: &Mode, accepted: &Accepted) -> Source<'static> {
+    match mode {
+        Mode::Mapping(_) => Source::Own,
+        Mode::Netfilter(_) => Source::Chosen(accepted.client),
+    }
+}
+
 pub use mapping::target as mapped_target;
 pub use netfilter::original_dst;
 
@@ -58,7 +66,7 @@ async fn establish(endpoint: &EndpointRuntime, accepted: &Accepted) -> Result<Tu
     let within = async {
         let target = target(&endpoint.endpoint.mode, accepted)?;
         accepted.record.set_target(&target);
-        let tcp = endpoint.dialer.connect(&target, Source::Own).await?;
+        let tcp = endpoint.dialer.connect(&target, source(&endpoint.endpoint.mode, accepted)).await?;
         if let Ok(peer) = tcp.peer_addr() {
             accepted.record.set_peer_addr(PeerAddr(canonical(peer)));
         }

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::buffer::{Kept, with_scratch};
 use super::leg::Leg;
 use super::meter::{Flow, Meter};
+use super::vanished::{Gone, Watch};
 use crate::tls::{Standing, Withdrawn};
 
 /// Scratch buffers moved in one direction before other tasks get the thread: 256 KiB. Beside four bulk streams a
@@ -38,6 +39,8 @@ const ENOUGH: usize = 16 * 1024;
 pub struct RelayOptions<'a> {
     /// Without a byte in either direction for so long, the connection ends. `None`: never.
     pub idle: Option<Duration>,
+    /// Data that the other host has not acknowledged for so long end the connection. `None`: by the kernel's measure.
+    pub unacknowledged: Option<Duration>,
     /// The peer's standing; the connection ends with it. `None`: this side does not verify.
     pub standing: Option<&'a Standing>,
 }
@@ -57,6 +60,9 @@ pub enum End {
     /// It was still open at the drain deadline.
     #[error("still open at the drain deadline")]
     Drained,
+    /// A host acknowledged nothing of what was under way to it, or the way to it is gone.
+    #[error("{0} has vanished: {1}")]
+    Vanished(Gone, String),
     /// The plain side failed.
     #[error("plain side: {0}")]
     Plain(io::Error),
@@ -107,6 +113,8 @@ pub async fn relay<P: Leg, T: Leg>(
         End::Tunnel(_) | End::Truncated | End::Corrupt(_) | End::Alert(_) | End::Dismissed => {
             settle(plain, abort).await
         }
+        End::Vanished(Gone::Plain, _) => settle(tunnel, abort).await,
+        End::Vanished(Gone::Tunnel, _) => settle(plain, abort).await,
         End::Idle(_) | End::Withdrawn(_) | End::Drained => {}
     }
     plain.abort();
@@ -145,6 +153,7 @@ async fn run<P: Leg, T: Leg>(
     let mut timer = pin!(options.idle.map(|idle| sleep_until(last_byte + idle)));
     let mut verdict = pin!(options.standing.map(Standing::ended));
     let mut failing: Option<Box<Failing>> = None;
+    let mut watch: Option<Box<Watch>> = None;
 
     poll_fn(|cx| {
         if aborted.as_mut().poll(cx).is_ready() {
@@ -183,6 +192,17 @@ async fn run<P: Leg, T: Leg>(
         }
         if std::mem::take(&mut inward.moved) | std::mem::take(&mut outward.moved) {
             last_byte = Instant::now();
+            if let (Some(limit), None) = (options.unacknowledged, &watch) {
+                watch = Some(Watch::new(limit));
+            }
+        }
+        match watch.as_mut().map(|watch| watch.poll(cx, plain, tunnel)) {
+            Some(Poll::Ready(Some(gone))) => {
+                let silence = options.unacknowledged.unwrap_or_default();
+                return Poll::Ready(End::Vanished(gone, format!("nothing was acknowledged for {silence:?}")));
+            }
+            Some(Poll::Ready(None)) => watch = None,
+            Some(Poll::Pending) | None => {}
         }
         if let (Some(mut timer), Some(idle)) = (timer.as_mut().as_pin_mut(), options.idle) {
             // The timer is not moved for every byte: when it fires, it looks how long ago the last
@@ -221,14 +241,24 @@ impl Failing {
     /// What failed, if anything did. A failed read says more than a failed write to the same side.
     fn of(up: Poll<Result<(), Failure>>, down: Poll<Result<(), Failure>>) -> Option<Self> {
         let (end, delivers, is_dry) = match (up, down) {
-            (Poll::Ready(Err(Failure::Read(e))), _) => (End::Plain(e), Way::Inward, true),
+            (Poll::Ready(Err(Failure::Read(e))), _) => (plain_failure(e), Way::Inward, true),
             (_, Poll::Ready(Err(Failure::Read(e)))) => (tunnel_failure(e), Way::Outward, true),
             (Poll::Ready(Err(Failure::Write(e))), _) => (tunnel_failure(e), Way::Outward, false),
-            (_, Poll::Ready(Err(Failure::Write(e)))) => (End::Plain(e), Way::Inward, false),
+            (_, Poll::Ready(Err(Failure::Write(e)))) => (plain_failure(e), Way::Inward, false),
             (Poll::Ready(Ok(())) | Poll::Pending, Poll::Ready(Ok(())) | Poll::Pending) => return None,
         };
         Some(Self { end, delivers, is_dry, deadline: Box::pin(sleep(LAST_WORDS)) })
     }
+}
+
+/// Whether the kernel gave the connection up: its keepalive had no answer, or a router said that there is no way (ICMP).
+fn has_vanished(error: &io::Error) -> bool {
+    use io::ErrorKind as K;
+    matches!(error.kind(), K::TimedOut | K::HostUnreachable | K::NetworkUnreachable)
+}
+
+fn plain_failure(error: io::Error) -> End {
+    if has_vanished(&error) { End::Vanished(Gone::Plain, error.to_string()) } else { End::Plain(error) }
 }
 
 fn tunnel_failure(error: io::Error) -> End {
@@ -238,6 +268,7 @@ fn tunnel_failure(error: io::Error) -> End {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => End::Truncated,
         io::ErrorKind::InvalidData => End::Corrupt(error),
+        _ if has_vanished(&error) => End::Vanished(Gone::Tunnel, error.to_string()),
         _ => End::Tunnel(error),
     }
 }

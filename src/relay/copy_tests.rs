@@ -29,7 +29,7 @@ impl Counted {
     }
 }
 
-const FOREVER: RelayOptions<'static> = RelayOptions { idle: None, standing: None };
+const FOREVER: RelayOptions<'static> = RelayOptions { idle: None, unacknowledged: None, standing: None };
 
 /// A pipe whose reads fail with `fail` once its writer is gone, and that notes an abort.
 struct Dying {
@@ -150,7 +150,7 @@ async fn the_idle_deadline_counts_from_the_last_byte() {
     let (mut tunnel, mut peer) = duplex(64);
     let counted = Counted::default();
     let token = CancellationToken::new();
-    let options = RelayOptions { idle: Some(Duration::from_secs(60)), standing: None };
+    let options = RelayOptions { idle: Some(Duration::from_secs(60)), unacknowledged: None, standing: None };
     let started = tokio::time::Instant::now();
     let talk = async {
         tokio::time::sleep(Duration::from_secs(50)).await;

@@ -1,9 +1,10 @@
 //! Connecting to the peer (ingress) or to the service (egress).
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
@@ -11,6 +12,7 @@ use tokio::time::timeout;
 
 use super::addr::ClientAddr;
 use super::live_ports::LivePorts;
+use super::race;
 use super::refusal::Refusal;
 use crate::config::{Mark, PortRange, TargetHost};
 
@@ -21,9 +23,10 @@ const MAX_ADDRESSES: usize = 8;
 static LOOKUPS: Semaphore = Semaphore::const_new(64);
 /// Source ports tried before the connection is refused.
 const MAX_PORT_TRIES: usize = 64;
-/// A dead host is noticed after about two minutes of silence, long before the idle deadline.
-const KEEPALIVE: TcpKeepalive =
-    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4);
+/// Probes of an idle connection without an answer, after which the kernel ends it.
+const PROBES: u32 = 4;
+/// After how much silence the first one leaves, where no setting says.
+const PROBED_AFTER: Duration = Duration::from_secs(60);
 
 /// Where to connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,14 +40,18 @@ pub struct Target {
 impl Target {
     /// The target that is one address.
     pub fn addr(addr: SocketAddr) -> Self {
-        Self { host: TargetHost::Addr(addr.ip()), port: addr.port() }
+        let host = match addr {
+            SocketAddr::V6(v6) if v6.scope_id() != 0 => TargetHost::LinkLocal(*v6.ip(), v6.scope_id().to_string()),
+            _ => TargetHost::Addr(addr.ip()),
+        };
+        Self { host, port: addr.port() }
     }
 
     /// The name, for a peer that is found by one.
     pub fn name(&self) -> Option<&str> {
         match &self.host {
             TargetHost::Name(name) => Some(name),
-            TargetHost::Addr(_) => None,
+            TargetHost::Addr(_) | TargetHost::LinkLocal(..) => None,
         }
     }
 }
@@ -69,6 +76,8 @@ pub enum MarkPolicy {
 pub enum Source<'a> {
     /// This host's.
     Own,
+    /// The application's own choice among this host's addresses (`curl --interface ADDRESS`), while it is one of them.
+    Chosen(ClientAddr),
     /// The client's, with a port of the range that no live outer connection of the client uses.
     Client {
         /// Whose address.
@@ -87,35 +96,48 @@ pub struct Dialer {
     pub mark: MarkPolicy,
     /// Deadline of each address.
     pub connect_timeout: Duration,
+    /// What [`tune`] takes.
+    pub unacknowledged_timeout: Duration,
 }
 
 impl Dialer {
-    /// Connects to the first address of `target` that answers.
+    /// Connects to the first address of `target` that answers; the next one is tried as well when one is slow
+    /// (RFC 8305).
     ///
     /// # Errors
     /// The last address's failure, when none answers.
     pub async fn connect(&self, target: &Target, source: Source<'_>) -> Result<TcpStream, Refusal> {
-        let mut failure = None;
-        for addr in self.resolve(target).await? {
-            match self.connect_addr(addr, source).await {
-                Ok(stream) => return Ok(stream),
-                Err(refusal) => failure = Some(refusal),
-            }
+        let addrs = self.resolve(target).await?;
+        if let [only] = addrs[..] {
+            return self.connect_addr(only, source).await;
         }
-        Err(failure.unwrap_or_else(|| Refusal::Unresolved {
-            name: target.to_string(),
-            error: io::Error::new(io::ErrorKind::NotFound, "no address"),
-        }))
+        // Boxed: one address is the rule, and needs no room for several attempts.
+        match Box::pin(race::first(&addrs, |addr| self.connect_addr(addr, source))).await {
+            Ok((stream, answered)) => {
+                if let TargetHost::Name(name) = &target.host {
+                    race::remember(name, &addrs, answered);
+                }
+                Ok(stream)
+            }
+            Err(failure) => Err(failure.unwrap_or_else(|| Refusal::Unresolved {
+                name: target.to_string(),
+                error: io::Error::new(io::ErrorKind::NotFound, "no address"),
+            })),
+        }
     }
 
     async fn resolve(&self, target: &Target) -> Result<Vec<SocketAddr>, Refusal> {
+        let unresolved = |error| Refusal::Unresolved { name: target.host.to_string(), error };
         let name = match &target.host {
             TargetHost::Addr(ip) => return Ok(vec![SocketAddr::new(*ip, target.port)]),
+            TargetHost::LinkLocal(ip, zone) => {
+                let scope = interface(zone).map_err(unresolved)?;
+                return Ok(vec![SocketAddrV6::new(*ip, target.port, 0, scope).into()]);
+            }
             TargetHost::Name(name) => name,
         };
-        let unresolved = |error| Refusal::Unresolved { name: name.clone(), error };
         match timeout(self.connect_timeout, lookup(name.clone(), target.port)).await {
-            Ok(Ok(found)) => Ok(alternate_families(found)),
+            Ok(Ok(found)) => Ok(alternate_families(found, race::remembered(name))),
             Ok(Err(error)) => Err(unresolved(error)),
             Err(_) => Err(unresolved(io::ErrorKind::TimedOut.into())),
         }
@@ -128,6 +150,9 @@ impl Dialer {
             }
             _ => {
                 let socket = self.socket(addr)?;
+                if let Source::Chosen(client) = source {
+                    choose(&socket, client, addr);
+                }
                 self.finish(socket, addr).await.map_err(|error| self.refusal(addr, error))
             }
         }
@@ -187,7 +212,7 @@ impl Dialer {
         let stream = timeout(self.connect_timeout, connecting)
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connect deadline"))??;
-        tune(&stream);
+        tune(&stream, self.unacknowledged_timeout);
         Ok(stream)
     }
 
@@ -218,11 +243,43 @@ pub(crate) fn keep_urgent_bytes(plain: &TcpStream) {
     let _ = SockRef::from(plain).set_out_of_band_inline(true);
 }
 
-/// Small writes leave at once, and a host that vanished is noticed.
-pub(crate) fn tune(stream: &TcpStream) {
+/// Small writes leave at once, and a host that vanished while the connection was idle is noticed: probes begin after
+/// `unacknowledged` of silence, and the kernel ends the connection after as much again without an answer. What is
+/// under way is watched by the relay, as TCP_USER_TIMEOUT would also end a connection whose reader takes a rest.
+pub(crate) fn tune(stream: &TcpStream, unacknowledged: Duration) {
+    let time = if unacknowledged.is_zero() { PROBED_AFTER } else { unacknowledged };
+    // The kernel counts in whole seconds.
+    let interval = (time / PROBES).max(Duration::from_secs(1));
+    let keepalive = TcpKeepalive::new().with_time(time.max(Duration::from_secs(1))).with_interval(interval);
     // Both fail only on a connection that is broken already, which the next read reports.
     let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(stream).set_tcp_keepalive(&KEEPALIVE);
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive.with_retries(PROBES));
+}
+
+/// The index of an interface that is named, or given by its index (RFC 4007, section 11.2).
+fn interface(zone: &str) -> io::Result<u32> {
+    if let Ok(index) = zone.parse::<u32>() {
+        return Ok(index);
+    }
+    nix::net::if_::if_nametoindex(zone)
+        .map_err(|_| io::Error::new(io::ErrorKind::NotFound, format!("this host has no interface {zone}: ip link")))
+}
+
+/// Binds to the application's source address, where it is this host's and fits the destination. A port is chosen only
+/// with the destination (IP_BIND_ADDRESS_NO_PORT, ip(7)), so that they do not run out. Without success the kernel chooses.
+fn choose(socket: &Socket, client: ClientAddr, addr: SocketAddr) {
+    let source = client.0.ip();
+    let fits = source.is_ipv4() == addr.is_ipv4()
+        && !source.is_unspecified()
+        && source.is_loopback() == addr.ip().is_loopback()
+        && !matches!(source, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    if !fits {
+        return;
+    }
+    let _ = setsockopt(socket, sockopt::IpBindAddressNoPort, &true);
+    if let Err(error) = socket.bind(&SocketAddr::new(source, 0).into()) {
+        tracing::debug!(%source, %error, "not the application's source address");
+    }
 }
 
 /// Whether this process may mark sockets.
@@ -233,10 +290,9 @@ pub fn probe_mark(mark: Mark) -> io::Result<()> {
     Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?.set_mark(mark.0)
 }
 
-/// Families in turn, beginning with the resolver's first choice: a family without a route then
-/// costs one deadline and not one for each of its addresses.
-fn alternate_families(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
+/// Families in turn (RFC 8305, section 4), beginning with the one that answered lately, else with the resolver's choice.
+fn alternate_families(found: Vec<SocketAddr>, answered: Option<bool>) -> Vec<SocketAddr> {
+    let first_is_v6 = answered.unwrap_or_else(|| found.first().is_some_and(SocketAddr::is_ipv6));
     let (first, second): (Vec<_>, Vec<_>) = found.into_iter().partition(|a| a.is_ipv6() == first_is_v6);
     let mut second = second.into_iter();
     let mut ordered = Vec::new();
@@ -282,7 +338,11 @@ mod tests {
 
     fn dialer() -> Dialer {
         // Marks and IP_TRANSPARENT need CAP_NET_RAW: these tests fail without it.
-        Dialer { mark: MarkPolicy::Required(DEFAULT_EGRESS_MARK), connect_timeout: Duration::from_secs(2) }
+        Dialer {
+            mark: MarkPolicy::Required(DEFAULT_EGRESS_MARK),
+            connect_timeout: Duration::from_secs(2),
+            unacknowledged_timeout: Duration::ZERO,
+        }
     }
 
     async fn service() -> (TcpListener, Target) {
@@ -390,6 +450,6 @@ mod tests {
         let addrs = |all: &[&str]| all.iter().map(|a| a.parse().expect("address")).collect::<Vec<SocketAddr>>();
         let found = addrs(&["[2001:db8::1]:1", "[2001:db8::2]:1", "192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"]);
         let expected = addrs(&["[2001:db8::1]:1", "192.0.2.1:1", "[2001:db8::2]:1", "192.0.2.2:1", "192.0.2.3:1"]);
-        assert_eq!(alternate_families(found), expected);
+        assert_eq!(alternate_families(found, None), expected);
     }
 }

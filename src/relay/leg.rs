@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpStream;
 
+use crate::sys::UnderWay;
+
 /// A byte stream that can be ended so that the other end sees an error and not a clean end.
 pub trait Leg: AsyncRead + AsyncWrite + Unpin {
     /// From here on, dropping it resets the connection. A cut-off answer must never look complete.
@@ -14,6 +16,11 @@ pub trait Leg: AsyncRead + AsyncWrite + Unpin {
     /// Bytes written to the socket that the other host has not acknowledged yet. 0 where no kernel can tell.
     fn unacknowledged(&self) -> usize {
         0
+    }
+
+    /// What waits for the other host's acknowledgement; `None` where no kernel can tell.
+    fn under_way(&self) -> Option<UnderWay> {
+        None
     }
 }
 
@@ -27,6 +34,10 @@ impl Leg for TcpStream {
         // Fails only on a socket that is gone already.
         crate::sys::unacknowledged(self.as_fd()).unwrap_or(0)
     }
+
+    fn under_way(&self) -> Option<UnderWay> {
+        crate::sys::under_way(self.as_fd()).ok()
+    }
 }
 
 impl<T: Leg + ?Sized> Leg for Box<T> {
@@ -36,6 +47,10 @@ impl<T: Leg + ?Sized> Leg for Box<T> {
 
     fn unacknowledged(&self) -> usize {
         (**self).unacknowledged()
+    }
+
+    fn under_way(&self) -> Option<UnderWay> {
+        (**self).under_way()
     }
 }
 

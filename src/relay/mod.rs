@@ -9,11 +9,13 @@ mod dial;
 mod leg;
 mod live_ports;
 mod meter;
+mod race;
 mod record;
 mod refusal;
 mod stream_leg;
 mod tls_leg;
 mod tunnel;
+mod vanished;
 
 pub use addr::{ClientAddr, OriginalDst, PeerAddr, canonical};
 pub use copy::{End, RelayOptions, relay};
@@ -27,3 +29,4 @@ pub use refusal::Refusal;
 pub use stream_leg::StreamLeg;
 pub use tls_leg::TlsLeg;
 pub use tunnel::TunnelSide;
+pub use vanished::Gone;

@@ -9,6 +9,7 @@ use crate::tls::{Binding, Standing};
 use super::addr::{ClientAddr, PeerAddr};
 use super::copy::End;
 use super::refusal::Refusal;
+use super::vanished::Gone;
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -34,6 +35,9 @@ impl Outcome {
             (Outcome::Relayed(End::Plain(_)), Side::Ingress) => "client-reset",
             (Outcome::Relayed(End::Plain(_)), Side::Egress) => "target-reset",
             (Outcome::Relayed(End::Tunnel(_)), _) => "peer-reset",
+            (Outcome::Relayed(End::Vanished(Gone::Tunnel, _)), _) => "peer-vanished",
+            (Outcome::Relayed(End::Vanished(Gone::Plain, _)), Side::Ingress) => "client-vanished",
+            (Outcome::Relayed(End::Vanished(Gone::Plain, _)), Side::Egress) => "target-vanished",
             (Outcome::Relayed(End::Truncated), _) => "tunnel-truncated",
             (Outcome::Relayed(End::Corrupt(_)), _) => "tunnel-corrupt",
             (Outcome::Relayed(End::Alert(_)), _) => "tls-alert",
@@ -51,6 +55,7 @@ impl Outcome {
                 | End::Idle(_)
                 | End::Withdrawn(_)
                 | End::Drained
+                | End::Vanished(..)
                 | End::Plain(_)
                 | End::Tunnel(_)
                 | End::Truncated

@@ -16,6 +16,7 @@ use tokio_rustls::rustls::Connection;
 
 use super::buffer::with_wire;
 use super::leg::Leg;
+use crate::sys::UnderWay;
 
 /// An established TLS connection over TCP.
 pub struct TlsLeg {
@@ -200,6 +201,10 @@ impl Leg for TlsLeg {
 
     fn unacknowledged(&self) -> usize {
         self.tcp.unacknowledged()
+    }
+
+    fn under_way(&self) -> Option<UnderWay> {
+        self.tcp.under_way()
     }
 }
 

@@ -84,6 +84,7 @@ pub fn limits() -> Limits {
         handshake_timeout: Duration::from_secs(5),
         connect_timeout: Duration::from_secs(2),
         idle_timeout: Duration::from_secs(600),
+        ..Limits::default()
     }
 }
 

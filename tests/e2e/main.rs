@@ -5,6 +5,7 @@
 #[path = "../netns/mod.rs"]
 mod netns;
 
+mod addresses;
 mod answers;
 mod attestation;
 mod bad_input;

@@ -56,7 +56,7 @@ mod tests {
     use crate::relay::MarkPolicy;
 
     fn connector(mark: MarkPolicy) -> Connector {
-        Connector(Dialer { mark, connect_timeout: Duration::from_secs(2) })
+        Connector(Dialer { mark, connect_timeout: Duration::from_secs(2), unacknowledged_timeout: Duration::ZERO })
     }
 
     // Needs CAP_NET_RAW, as the data plane does.

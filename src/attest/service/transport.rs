@@ -22,7 +22,7 @@ pub fn dialer(mark: Mark, timeout: Duration) -> Result<Dialer, String> {
         Err(e) => return Err(format!("cannot mark a socket: {e}")),
     };
     // A dead address leaves time for the next one.
-    Ok(Dialer { mark, connect_timeout: timeout / 3 })
+    Ok(Dialer { mark, connect_timeout: timeout / 3, unacknowledged_timeout: Duration::ZERO })
 }
 
 /// Whose authorities a service's certificate is checked against.

@@ -123,6 +123,13 @@ fn output(plan: &RulesPlan, endpoints: &[&CapturePlan]) -> Chain {
     for mark in plan.egress_marks() {
         rules.push(Rule::new([Match::Mark(MARK_MASK, mark, true)], [Statement::Return], "our sockets"));
     }
+    if endpoints.iter().any(|c| c.netfilter.preserve_source) {
+        rules.push(Rule::new(
+            [Match::ToLinkLocal, Match::FibLocal(End::Destination), Match::CtMark(MARK_MASK, SPOOFED, true)],
+            [Statement::Return],
+            "of a link-local client the service sees this host's address: stays here",
+        ));
+    }
     rules.push(Rule::new(
         [Match::CtMark(MARK_MASK, SPOOFED, true)],
         [Statement::Goto("egress_return".into())],

@@ -82,7 +82,7 @@ async fn reach(prober: &Prober, target: &Target, mark: Mark, endpoint: &Endpoint
     let mark = if marked { MarkPolicy::Required(mark) } else { MarkPolicy::Unmarked };
     let limits = &endpoint.limits;
     let connect_timeout = limits.connect_timeout.min(limits.handshake_timeout);
-    let dialer = Dialer { mark, connect_timeout };
+    let dialer = Dialer { mark, connect_timeout, unacknowledged_timeout: limits.unacknowledged_timeout };
     let connect = dialer.connect(target, Source::Own);
     let tcp = match tokio::time::timeout(limits.handshake_timeout, connect).await {
         Ok(Ok(tcp)) => tcp,
