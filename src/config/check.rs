@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use super::check_effect;
 use super::check_netfilter::netfilter;
 use super::check_ra::ra;
 use super::conflicts;
@@ -148,6 +149,9 @@ fn endpoint(raw: &At<RawEndpoint>, side: Side, sink: &mut Sink<'_>) -> Option<Pa
         }
     };
     let ra = ra(raw, side, sink);
+    if let (Some(raw), Some(Mode::Netfilter(netfilter)), Some(ra)) = (raw_netfilter, &mode, &ra) {
+        check_effect::own_names(&raw.at, netfilter, ra, side, sink);
+    }
     let limits = raw_limits.as_ref().map_or_else(|| Some(Limits::default()), |raw| limits(raw, sink));
     Some((mode?, ra?, limits?))
 }

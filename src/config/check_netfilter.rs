@@ -1,9 +1,10 @@
 //! `[*.netfilter]` and its entries.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::check_effect;
 use super::diagnostics::{Sink, quote};
 use super::raw::{RawMatch, RawNetfilter};
 use super::reader::{At, Scalar};
@@ -40,6 +41,12 @@ pub(super) fn netfilter(raw: &At<RawNetfilter>, side: Side, mark: Mark, sink: &m
         Some(list) => entries(&list.value, "capture", side, sink),
     };
     let excludes = exclude.as_ref().map_or(Some(Vec::new()), |list| entries(&list.value, "exclude", side, sink));
+    let sound = match (capture, &captures, &excludes) {
+        (Some(raw), Some(captures), Some(excludes)) => {
+            check_effect::entries(&raw.value, captures, excludes, side, sink)
+        }
+        _ => true,
+    };
 
     let spoof = preserve_source.as_ref().is_none_or(|a| a.value);
     let source_ports = preserve_source_ports.as_ref().map_or(Some(DEFAULT_SOURCE_PORTS), |raw| {
@@ -58,7 +65,7 @@ pub(super) fn netfilter(raw: &At<RawNetfilter>, side: Side, mark: Mark, sink: &m
     let listen_port = raw.value.listen_port.as_ref().map_or(Some(None), |raw| listen_port(raw, sink).map(Some));
     let so_mark = values::mark(raw.value.so_mark.as_ref(), mark, sink);
     Some(Netfilter {
-        capture: captures?,
+        capture: captures.filter(|_| sound)?,
         exclude: excludes?,
         capture_local_traffic: capture_local_traffic.as_ref().is_some_and(|a| a.value),
         preserve_source: spoof && side == Side::Egress,
@@ -99,7 +106,7 @@ fn entry_of(raw: &At<RawMatch>, list: &str, side: Side, sink: &mut Sink<'_>) -> 
     }
     if none {
         // A slip of the pen must not take ssh away from its operator.
-        let hint = "name a `port` or `to`; every port is port = \"1-65535\"";
+        let hint = "name a `port` or `to`: { port = 8443 }";
         sink.error(at, "empty", format!("an empty {list} entry would match every TCP connection"), hint);
         return None;
     }
@@ -163,9 +170,16 @@ fn network(raw: &At<String>, side: Side, sink: &mut Sink<'_>) -> Option<IpNet> {
         sink.error(&raw.at, "bad-address", format!("{} {why}", quote(text)), hint);
         None
     };
+    let unspecified: [IpNet; 2] = [ThisNetwork::V4, ThisNetwork::V6].map(ThisNetwork::net);
+    if unspecified.iter().any(|never| never.contains(&net)) {
+        let any = if side == Side::Ingress { "every address that is not local" } else { "every address of this host" };
+        let hint = format!("leave `to` out for {any}");
+        sink.error(&raw.at, "never-matches", format!("{} is no address that packets go to", quote(text)), hint);
+        return None;
+    }
     // Only what lies wholly in these is refused on both sides.
     if let Some((why, hint)) = values::unusable(net.addr())
-        && (net.prefix_len() >= 8)
+        && (net.prefix_len() >= if net.addr().is_ipv4() { 4 } else { 8 })
     {
         return refuse(sink, why, hint);
     }
@@ -184,6 +198,22 @@ fn network(raw: &At<String>, side: Side, sink: &mut Sink<'_>) -> Option<IpNet> {
         }
     }
     Some(net)
+}
+
+/// "This host on this network" (RFC 1122, section 3.2.1.3; RFC 4291, section 2.5.2): a source, and never a destination.
+#[derive(Clone, Copy)]
+enum ThisNetwork {
+    V4,
+    V6,
+}
+
+impl ThisNetwork {
+    fn net(self) -> IpNet {
+        match self {
+            Self::V4 => IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 8)),
+            Self::V6 => IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 128)),
+        }
+    }
 }
 
 /// An interface name as the kernel allows it (dev_valid_name), less what nft would have to quote.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::diagnostics::{Diagnostic, Severity, Sink};
-use super::overlap::{arrives, covers, excluded, intersection, listeners_meet, reaches};
+use super::overlap::{arrives, excluded, intersection, listeners_meet, reaches};
 use super::{Config, Endpoint, Mapping, Match, Mode, PortRange, Side};
 
 /// One contradiction: the place that is at fault, the place it collides with, and why.
@@ -177,23 +177,19 @@ fn marks(endpoints: &[(String, Endpoint)], found: &mut Vec<Conflict>) {
     }
 }
 
-/// An exclude that takes a whole capture entry away, or nothing at all, is rarely meant.
+/// An exclude that takes nothing away is rarely meant.
 fn useless_excludes(path: &str, endpoint: &Endpoint, found: &mut Vec<Conflict>) {
     let Mode::Netfilter(n) = &endpoint.mode else { return };
     for (i, exclude) in n.exclude.iter().enumerate() {
-        let message = if n.capture.iter().all(|c| covers(exclude, c)) {
-            "this excludes everything that is captured"
-        } else if n.capture.iter().all(|c| intersection(exclude, c).is_none()) {
-            "this excludes nothing that is captured"
-        } else {
+        if n.capture.iter().any(|c| intersection(exclude, c).is_some()) {
             continue;
-        };
+        }
         found.push(Conflict {
             severity: Severity::Warning,
             reason: "no-effect",
             path: format!("{path}.netfilter.exclude[{i}]"),
             other: None,
-            message: message.to_owned(),
+            message: "this excludes nothing that is captured".to_owned(),
             hint: "compare it with the entries of `capture`".to_owned(),
         });
     }

@@ -7,6 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::check::check;
 use super::diagnostics::{Diagnostic, Place, Report, Sink, quote};
+use super::foreign;
 use super::raw::RawFile;
 use super::reader::FromToml;
 use super::{Config, InstanceName};
@@ -157,8 +158,17 @@ pub fn parse(instance: InstanceName, source: &Path, text: &str) -> Result<Loaded
     let mut sink = Sink::new(source, text);
     let root = Place { offset: 0, path: String::new() };
     let (table, syntax) = DeTable::parse_recoverable(text);
+    if let (false, Some((whose, hint))) = (syntax.is_empty(), foreign::recognise(text)) {
+        sink.error(&root, "foreign-file", format!("this is {whose}, not of tng"), hint);
+        return Err(Report { diagnostics: sink.finish() });
+    }
     for error in &syntax {
         let offset = error.span().map_or(text.len(), |span| span.start);
+        if let Some((offset, name, hint)) = foreign::lookalike(text, offset) {
+            let at = Place { offset, path: String::new() };
+            sink.error(&at, "toml-syntax", format!("not TOML: {name}"), hint);
+            continue;
+        }
         let at = Place { offset, path: String::new() };
         sink.error(&at, "toml-syntax", format!("not TOML: {}", error.message()), syntax_hint(error.message()));
     }

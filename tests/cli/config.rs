@@ -110,3 +110,44 @@ fn a_file_is_checked_against_the_other_instances_that_are_there() {
         .expect("write");
     expect(&ctl(host, &["check", &draft.to_string_lossy()]), 0, &["instance second"]);
 }
+
+#[test]
+fn files_of_other_programs_and_look_alikes_are_named() {
+    let world = World::new();
+    let host = &world.client;
+    let dir = host.config_dir();
+    let check = |name: &str, text: &str| {
+        let file = dir.join(name);
+        std::fs::write(&file, text).expect("write");
+        ctl(host, &["check", &file.to_string_lossy()])
+    };
+    for (name, text, whose) in [
+        ("tng.json", "{\n  \"add_ingress\": [ { \"mapping\": { \"in\": { \"port\": 1 } } } ]\n}\n", "of TNG (JSON)"),
+        ("st.conf", "[web]\naccept = 127.0.0.1:8080\nconnect = 192.0.2.1:443\n", "of stunnel"),
+        ("gh.yaml", "listen: localhost:8443\ntarget: localhost:8080\n", "of ghostunnel"),
+    ] {
+        expect(&check(name, text), 78, &[whose, "docs/interop.md"]);
+    }
+    let good = ingress(TO_SERVER);
+    expect(
+        &check("quotes.toml", &good.replacen("\"in\"", "\u{201c}in\u{201d}", 1)),
+        78,
+        &["typographic quotation mark", ":3:8"],
+    );
+    expect(&check("space.toml", &good.replacen("name = ", "name\u{a0}= ", 1)), 78, &["no-break space", ":3:5"]);
+    expect(&check("good.toml", &good), 0, &[]);
+}
+
+/// What was accepted as a capture and let everything pass.
+#[test]
+fn a_capture_that_can_never_match_does_not_start() {
+    let world = World::new();
+    let host = &world.client;
+    for never in ["0.0.0.0", "::"] {
+        let file = write(host, "never", &ingress(&format!("{{ to = \"{never}\", port = 8080 }}")));
+        for args in [&["check"][..], &["run"], &["net", "up"]] {
+            expect(&daemon(host, &[args, &[&file]].concat(), &[]), 78, &[never, "leave `to` out"]);
+        }
+    }
+    assert_eq!(traces(host), "");
+}

@@ -394,3 +394,54 @@ fn trust_is_named_by_files_keys_and_key_sets() {
     good(&with(&format!("as_ca = {pem:?}")));
     assert!(warned(&good(&verify(&format!("as_addr = \"http://127.0.0.1\"\nas_ca = {pem:?}"))), "no-effect"));
 }
+
+#[test]
+fn what_can_never_match_is_an_error_and_what_stands_beside_it_is_not() {
+    for (to, side) in [("0.0.0.0", "in"), ("::", "in"), ("0.0.0.0/8", "out"), ("::/128", "out"), ("0.1.2.3", "out")] {
+        let lines = format!("capture = [{{ to = \"{to}\", port = 30001 }}]");
+        let (text, path) = match side {
+            "in" => (ingress(&lines), "ingress[0].netfilter.capture[0].to"),
+            _ => (egress(&lines), "egress[0].netfilter.capture[0].to"),
+        };
+        let found = only_error(&text, path, "never-matches");
+        assert!(found.hint.unwrap().contains("leave `to` out"));
+    }
+    netfilter(&egress("capture = [{ to = \"0.0.0.0/0\", port = 30001 }]"));
+    for range in ["224.0.0.0/4", "239.1.0.0/16", "ff00::/8", "ff02::1"] {
+        let text = ingress(&format!("capture = [{{ to = \"{range}\", port = 1 }}]"));
+        only_error(&text, "ingress[0].netfilter.capture[0].to", "bad-address");
+    }
+
+    let excluded = |exclude: &str| {
+        ingress(&format!("capture = [{{ to = \"192.0.2.0/24\", port = \"8000-8100\" }}]\nexclude = [{exclude}]"))
+    };
+    for whole in
+        ["{ to = \"192.0.0.0/16\" }", "{ port = \"1-9000\" }", "{ to = \"192.0.2.0/24\", port = \"8000-8100\" }"]
+    {
+        only_error(&excluded(whole), "ingress[0].netfilter.capture[0]", "never-matches");
+    }
+    for part in ["{ to = \"192.0.2.1\" }", "{ port = 8000 }", "{ to = \"192.0.0.0/16\", uid = 0 }"] {
+        netfilter(&excluded(part));
+    }
+}
+
+#[test]
+fn captures_that_take_more_along_than_meant_are_warned_of_by_their_effect() {
+    let warns = |text: &str, reason: &str| warned(&good(text), reason);
+    for dns in ["{ port = 53 }", "{ port = \"1-100\" }", "{ to = \"192.0.2.0/24\" }", "{ port = \"1-65535\", uid = 0 }"]
+    {
+        assert!(warns(&ingress(&format!("capture = [{dns}]")), "captures-dns"), "{dns}");
+    }
+    assert!(!warns(&ingress("capture = [{ port = \"54-65535\" }]"), "captures-dns"));
+    for exclude in ["{ port = 53 }", "{ to = \"192.0.2.53\", port = 53 }"] {
+        let text = ingress(&format!("capture = [{{ port = \"1-100\" }}]\nexclude = [{exclude}]"));
+        assert!(!warns(&text, "captures-dns"), "{exclude}");
+    }
+    assert!(!warns(&egress("capture = [{ port = 53 }]"), "captures-dns"));
+    for ssh in ["{ port = 22 }", "{ to = \"192.0.2.1\" }", "{ port = \"1-1000\", iif = \"eth0\" }"] {
+        assert!(warns(&egress(&format!("capture = [{ssh}]")), "captures-ssh"), "{ssh}");
+    }
+    assert!(!warns(&egress("capture = [{ port = \"1-1000\" }]\nexclude = [{ port = 22 }]"), "captures-ssh"));
+    assert!(warns(&ingress("capture = [{ port = 21 }]"), "captures-ftp"));
+    assert!(!warns(&ingress("capture = [{ port = \"21-65535\" }]"), "captures-ftp"));
+}
