@@ -89,6 +89,14 @@ pub struct UnderWay {
 
 /// What `socket` waits for.
 pub fn under_way(socket: BorrowedFd<'_>) -> io::Result<UnderWay> {
+    let info = tcp_info(socket)?;
+    Ok(UnderWay {
+        unanswered: info.tcpi_unacked > 0 || info.tcpi_probes > 0,
+        last_answer: Duration::from_millis(info.tcpi_last_ack_recv.into()),
+    })
+}
+
+fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
     // SAFETY: tcp_info holds integers alone, for which all zeros are valid.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
@@ -96,10 +104,12 @@ pub fn under_way(socket: BorrowedFd<'_>) -> io::Result<UnderWay> {
     done(unsafe {
         libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut len)
     })?;
-    Ok(UnderWay {
-        unanswered: info.tcpi_unacked > 0 || info.tcpi_probes > 0,
-        last_answer: Duration::from_millis(info.tcpi_last_ack_recv.into()),
-    })
+    Ok(info)
+}
+
+/// Connections in the queue of a listening socket: in that state `tcpi_unacked` of TCP_INFO counts them.
+pub fn listen_queue(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(tcp_info(socket)?.tcpi_unacked.into())
 }
 
 fn owned(ret: libc::c_long) -> io::Result<OwnedFd> {

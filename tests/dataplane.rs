@@ -151,12 +151,12 @@ async fn plain_tcp_on_the_tunnel_port_never_reaches_the_service() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_client_of_the_tunnel_is_cut_off_at_the_deadline() {
     let mut short = limits();
-    short.handshake_timeout = Duration::from_millis(200);
+    short.first_byte_timeout = Duration::from_millis(200);
     let pair = Pair::with(closed_port().await, limits(), short);
     let mut silent = TcpStream::connect(pair.tunnel).await.expect("connect");
     let mut nothing = Vec::new();
     let _ = timeout(Duration::from_secs(5), silent.read_to_end(&mut nothing)).await.expect("an end");
-    eventually("record", || ended(&pair.egress, "handshake-timeout") == 1).await;
+    eventually("record", || ended(&pair.egress, "silent-client") == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

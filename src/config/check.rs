@@ -185,8 +185,15 @@ fn mapping(raw: &At<RawMapping>, mark: Mark, sink: &mut Sink<'_>) -> Option<Mapp
 }
 
 fn limits(raw: &At<RawLimits>, sink: &mut Sink<'_>) -> Option<Limits> {
-    let RawLimits { max_connections, handshake_timeout, connect_timeout, idle_timeout, unacknowledged_timeout, .. } =
-        &raw.value;
+    let RawLimits {
+        max_connections,
+        handshake_timeout,
+        first_byte_timeout,
+        connect_timeout,
+        idle_timeout,
+        unacknowledged_timeout,
+        ..
+    } = &raw.value;
     let default = Limits::default();
     let connections = max_connections.as_ref().map_or(Some(default.max_connections), |At { value, at }| {
         if (1..=MAX_CONNECTIONS).contains(value) {
@@ -198,6 +205,7 @@ fn limits(raw: &At<RawLimits>, sink: &mut Sink<'_>) -> Option<Limits> {
     });
     let ten = Duration::from_secs(600);
     let handshake = duration(handshake_timeout.as_ref(), default.handshake_timeout, SOON, ten, sink);
+    let first_byte = duration(first_byte_timeout.as_ref(), default.first_byte_timeout, SOON, ten, sink);
     let connect = duration(connect_timeout.as_ref(), default.connect_timeout, SOON, ten, sink);
     let idle = duration(idle_timeout.as_ref(), default.idle_timeout, Duration::ZERO, HOUR * 24 * 7, sink);
     let unacknowledged =
@@ -211,6 +219,7 @@ fn limits(raw: &At<RawLimits>, sink: &mut Sink<'_>) -> Option<Limits> {
     Some(Limits {
         max_connections: connections?,
         handshake_timeout: handshake?,
+        first_byte_timeout: first_byte?,
         connect_timeout: connect?,
         idle_timeout: idle?,
         unacknowledged_timeout: unacknowledged?,

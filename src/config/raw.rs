@@ -121,6 +121,7 @@ raw_table! {
     RawLimits {
         max_connections: i64,
         handshake_timeout: String,
+        first_byte_timeout: String,
         connect_timeout: String,
         idle_timeout: String,
         unacknowledged_timeout: String,

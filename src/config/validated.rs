@@ -389,6 +389,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// From accept to the end of the appraisal.
     pub handshake_timeout: Duration,
+    /// Egress: from accept to the first byte of the client.
+    pub first_byte_timeout: Duration,
     /// TCP connect to the peer or the service, each address.
     pub connect_timeout: Duration,
     /// Without a byte in either direction the connection ends. Zero: never.
@@ -403,6 +405,7 @@ impl Default for Limits {
         Self {
             max_connections: 4096,
             handshake_timeout: Duration::from_secs(30),
+            first_byte_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
             unacknowledged_timeout: Duration::from_secs(30),

@@ -1,7 +1,7 @@
 //! `tngctl status` for people.
 
 use crate::capture::compile::REFUSED;
-use crate::daemon::{ClosingView, EndpointView, State, StatusReport, shared_refusals};
+use crate::daemon::{BoundView, ClosingView, EndpointView, State, StatusReport, shared_refusals};
 
 use super::peers;
 use super::style::{Style, human_age, human_bytes, printable, table};
@@ -77,6 +77,7 @@ fn endpoint_text(report: &StatusReport, endpoint: &EndpointView, style: Style, n
             "connections".into(),
             format!("{} open, {} in all, {} refused", c.connections_open, c.connections_total, c.connections_refused),
         ],
+        bound_row(&endpoint.bound, now),
         binding_row(&endpoint.attestation),
         kernel_row(report, &endpoint.name),
         vec!["bytes".into(), format!("{} up, {} down", human_bytes(c.bytes_up), human_bytes(c.bytes_down))],
@@ -101,6 +102,17 @@ fn endpoint_text(report: &StatusReport, endpoint: &EndpointView, style: Style, n
 /// What becomes of open connections whose peer has failed.
 pub(super) fn closing(view: &ClosingView) -> String {
     format!("closing in {}: {}", human_age(view.in_ms.div_ceil(1000)), printable(&view.reason))
+}
+
+/// An endpoint whose bound was reached; no row for the others.
+fn bound_row(bound: &BoundView, now: u64) -> Vec<String> {
+    let Some(at) = bound.reached_at else { return Vec::new() };
+    let when = match bound.reached_since {
+        Some(since) => format!("bound reached for {}", human_age(now.saturating_sub(since))),
+        None => format!("bound reached {} ago", human_age(now.saturating_sub(at))),
+    };
+    let line = format!("{} open of {}, {when}, {} waiting", bound.taken, bound.limit, bound.waiting);
+    vec!["full".into(), line]
 }
 
 /// What the evidence of its connections was bound to; no row where nobody attests.

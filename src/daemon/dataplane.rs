@@ -219,9 +219,11 @@ impl DataPlane {
             None => (self.factory)(endpoint)
                 .map_err(|error| DataPlaneError::Tls { endpoint: endpoint.name.clone(), error })?,
         };
-        let (stats, gate, live_ports) = match &old {
-            Some(old) => (old.stats.clone(), old.gate.clone(), old.live_ports.clone()),
-            None => (self.stats_of(endpoint), Gate::new(endpoint.limits.max_connections), Arc::default()),
+        let (stats, gate, handshakes, live_ports) = match &old {
+            Some(old) => (old.stats.clone(), old.gate.clone(), old.handshakes.clone(), old.live_ports.clone()),
+            None => {
+                (self.stats_of(endpoint), Gate::new(endpoint.limits.max_connections), Arc::default(), Arc::default())
+            }
         };
         let live_ports: Arc<LivePorts> = live_ports;
         Ok(Arc::new(EndpointRuntime {
@@ -232,6 +234,7 @@ impl DataPlane {
             connections: self.connections.clone(),
             live_ports,
             gate,
+            handshakes,
             tracker: self.tracker.clone(),
             stopping: self.stopping.clone(),
             abort: self.abort.clone(),
@@ -342,6 +345,8 @@ impl DataPlane {
             let (endpoint, side) = (worker.name.to_string(), runtime.endpoint.side);
             let (status, verdict_age) = (runtime.tunnel.status(), runtime.stats.verdict_age());
             self.metrics.attestation(&endpoint, side, &status);
+            let bound = worker.bound();
+            runtime.stats.metrics.bound(bound.waiting, bound.reached_times);
             Reading { endpoint, side: side.to_string(), status, verdict_age, now: unix_seconds(SystemTime::now()) }
         };
         self.metrics.read(self.workers().iter().map(read).collect());
@@ -355,23 +360,22 @@ impl DataPlane {
 
     /// What keeps endpoints from serving though they accept, in words: evidence that cannot be had, or that peers refuse.
     pub fn problems(&self) -> Vec<String> {
-        self.workers()
-            .iter()
-            .filter_map(|worker| {
-                let status = worker.runtime().tunnel.status();
-                let attest = status.get("attest")?;
-                // Without a reason nothing has failed: the first evidence is being made, and handshakes wait for it.
-                let failing = attest.get("usable")? == false && attest.get("reason").is_some_and(|r| r.is_string());
-                let degraded = attest.get("state").is_some_and(|s| s == "degraded");
-                let what = match (failing, degraded) {
-                    (true, _) => "has no evidence to show",
-                    (false, true) => "is refused by its peers",
-                    (false, false) => return None,
-                };
-                let text = |field| attest.get(field).and_then(serde_json::Value::as_str).unwrap_or("unknown");
-                Some(format!("endpoint {} {what}: {}: {}", worker.name, text("reason"), text("error")))
-            })
-            .collect()
+        let full = self.workers().into_iter().filter_map(|worker| worker.full());
+        let unusable = self.workers().into_iter().filter_map(|worker| {
+            let status = worker.runtime().tunnel.status();
+            let attest = status.get("attest")?;
+            // Without a reason nothing has failed: the first evidence is being made, and handshakes wait for it.
+            let failing = attest.get("usable")? == false && attest.get("reason").is_some_and(|r| r.is_string());
+            let degraded = attest.get("state").is_some_and(|s| s == "degraded");
+            let what = match (failing, degraded) {
+                (true, _) => "has no evidence to show",
+                (false, true) => "is refused by its peers",
+                (false, false) => return None,
+            };
+            let text = |field| attest.get(field).and_then(serde_json::Value::as_str).unwrap_or("unknown");
+            Some(format!("endpoint {} {what}: {}: {}", worker.name, text("reason"), text("error")))
+        });
+        full.chain(unusable).collect()
     }
 
     /// The live connections.
@@ -401,7 +405,9 @@ impl DataPlane {
             .iter()
             .map(|worker| {
                 let runtime = worker.runtime();
-                EndpointView::new(&runtime.endpoint, &runtime.stats, runtime.tunnel.status())
+                let mut view = EndpointView::new(&runtime.endpoint, &runtime.stats, runtime.tunnel.status());
+                view.bound = worker.bound();
+                view
             })
             .collect()
     }

@@ -46,6 +46,7 @@ impl EndpointView {
             sample: attest.as_ref().is_some_and(|a| a.provider == AttestProvider::Sample)
                 || verify.as_ref().is_some_and(|v| v.allow_sample),
             counters: stats.counters(),
+            bound: super::BoundView::default(),
             verdicts: stats.verdicts(),
             last_refusal: stats.refusals.last(),
             refusals: stats.refusals.by_peer(),

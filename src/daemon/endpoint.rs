@@ -17,7 +17,8 @@ use crate::tls::Binding;
 use crate::{egress, ingress};
 
 use super::connections::Connections;
-use super::gate::Gate;
+use super::gate::{Gate, Permit};
+use super::handshakes::Handshakes;
 use super::stats::EndpointStats;
 
 /// One endpoint as its configuration says now. A reload makes a new one for new connections;
@@ -37,6 +38,8 @@ pub struct EndpointRuntime {
     pub live_ports: Arc<LivePorts>,
     /// Its bound on connections.
     pub gate: Arc<Gate>,
+    /// An egress's bounds on what is not established yet.
+    pub handshakes: Arc<Handshakes>,
     /// Where its tasks are counted.
     pub tracker: TaskTracker,
     /// Set when nothing new may begin.
@@ -63,6 +66,8 @@ pub struct Accepted {
     pub record: Record,
     /// The client's port, while the connection lives.
     pub live: LivePort,
+    /// Its place: of an ingress among the connections, of an egress among those that arrive.
+    pub permit: Permit,
 }
 
 impl EndpointRuntime {
@@ -71,6 +76,14 @@ impl EndpointRuntime {
         match self.endpoint.side {
             Side::Ingress => ingress::serve(&self, accepted).await,
             Side::Egress => egress::serve(&self, accepted).await,
+        }
+    }
+
+    /// What a connection needs before it is accepted.
+    pub(super) fn entrance(&self) -> &Arc<Gate> {
+        match self.endpoint.side {
+            Side::Ingress => &self.gate,
+            Side::Egress => &self.handshakes.arrivals,
         }
     }
 

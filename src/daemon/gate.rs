@@ -1,8 +1,9 @@
 //! The bound on an endpoint's connections, taken before accept: what exceeds it waits in the
 //! kernel's listen queue and costs no descriptor.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use tokio::sync::Notify;
 
@@ -12,25 +13,79 @@ pub struct Gate {
     open: AtomicUsize,
     limit: AtomicUsize,
     freed: Notify,
+    waiting: AtomicUsize,
+    reached: Mutex<Reached>,
+}
+
+/// When the limit was reached.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Reached {
+    /// How often.
+    pub times: u64,
+    /// Last.
+    pub last: Option<SystemTime>,
+    /// Since when without a break, while it is.
+    pub since: Option<SystemTime>,
 }
 
 impl Gate {
     /// Lets `limit` connections in.
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { open: AtomicUsize::new(0), limit: AtomicUsize::new(limit), freed: Notify::new() })
+        Arc::new(Self {
+            open: AtomicUsize::new(0),
+            limit: AtomicUsize::new(limit),
+            freed: Notify::new(),
+            waiting: AtomicUsize::new(0),
+            reached: Mutex::default(),
+        })
     }
 
     /// A place, if one is free now.
     pub fn try_enter(self: &Arc<Self>) -> Option<Permit> {
         let limit = self.limit.load(Ordering::Acquire);
-        self.open
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < limit).then_some(open + 1))
-            .ok()
-            .map(|_| Permit { gate: self.clone() })
+        let entered =
+            self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < limit).then_some(open + 1));
+        if entered.is_err() {
+            self.note_reached();
+        }
+        entered.ok().map(|_| Permit { gate: self.clone() })
+    }
+
+    fn note_reached(&self) {
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = SystemTime::now();
+        if reached.since.is_none() {
+            reached.since = Some(now);
+            reached.times += 1;
+        }
+        reached.last = Some(now);
+    }
+
+    /// Places taken now.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Who waits for a place.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// When the limit was reached.
+    pub fn reached(&self) -> Reached {
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.open() < self.limit.load(Ordering::Relaxed) {
+            reached.since = None;
+        }
+        *reached
     }
 
     /// A place, as soon as one is free.
     pub async fn enter(self: &Arc<Self>) -> Permit {
+        if let Some(permit) = self.try_enter() {
+            return permit;
+        }
+        let _waiting = Waiting::new(&self.waiting);
         loop {
             let freed = self.freed.notified();
             if let Some(permit) = self.try_enter() {
@@ -47,6 +102,22 @@ impl Gate {
     }
 }
 
+/// Counts as waiting until it is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A place for one connection, until it is dropped.
 #[derive(Debug)]
 pub struct Permit {
@@ -56,7 +127,7 @@ pub struct Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.gate.open.fetch_sub(1, Ordering::AcqRel);
-        // One waiter, the accept loop; a stored permit wakes it if it is about to wait.
+        // One waiter for one place; a stored permit wakes one that is about to wait.
         self.gate.freed.notify_one();
     }
 }

@@ -72,6 +72,8 @@ pub struct Metrics {
     accept_errors: Family<ReasonLabels, Counter>,
     active: Family<EndpointLabels, Gauge>,
     closing: Family<EndpointLabels, Gauge>,
+    waiting: Family<EndpointLabels, Gauge>,
+    bound_reached: Family<EndpointLabels, Counter>,
     scraped: Scraped,
     kernel: KernelCounts,
     bytes: Family<DirectionLabels, Counter>,
@@ -88,6 +90,8 @@ impl Metrics {
             accept_errors: Family::default(),
             active: Family::default(),
             closing: Family::default(),
+            waiting: Family::default(),
+            bound_reached: Family::default(),
             scraped: Scraped::default(),
             kernel: KernelCounts::default(),
             attestation: Family::default(),
@@ -109,6 +113,12 @@ impl Metrics {
             super::log_records_lost(),
         );
         registry.register("connections_active", "Connections open now", new.active.clone());
+        registry.register(
+            "connections_waiting",
+            "Connections that wait because max_connections is reached",
+            new.waiting.clone(),
+        );
+        registry.register("bound_reached", "How often max_connections was reached", new.bound_reached.clone());
         registry.register(
             "peers_closing",
             "Peers that failed when they were appraised again and whose connections are open for the grace",
@@ -142,6 +152,8 @@ impl Metrics {
             up: direction("up"),
             down: direction("down"),
             active: self.active.get_or_create(&labels).clone(),
+            waiting: self.waiting.get_or_create(&labels).clone(),
+            bound_reached: self.bound_reached.get_or_create(&labels).clone(),
             handshake: self.handshake.get_or_create(&labels).clone(),
             connections: self.connections.clone(),
             refused: self.refused.clone(),
@@ -198,6 +210,8 @@ pub struct EndpointMetrics {
     down: Counter,
     /// Connections open now.
     pub active: Gauge,
+    waiting: Gauge,
+    bound_reached: Counter,
     /// Seconds from accept to the end of the appraisal.
     pub handshake: Histogram,
     connections: Family<ReasonLabels, Counter>,
@@ -210,6 +224,12 @@ pub struct EndpointMetrics {
 impl EndpointMetrics {
     fn reason(&self, reason: &'static str) -> ReasonLabels {
         ReasonLabels { endpoint: self.labels.endpoint.clone(), side: self.labels.side.clone(), reason }
+    }
+
+    /// Takes over who waits, and how often the bound was reached.
+    pub fn bound(&self, waiting: u64, times: u64) {
+        self.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        self.bound_reached.inner().store(times, Ordering::Relaxed);
     }
 
     /// A connection ended.

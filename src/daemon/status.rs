@@ -120,6 +120,9 @@ pub struct EndpointView {
     pub sample: bool,
     /// What it has done.
     pub counters: Counters,
+    /// The bound on its connections.
+    #[serde(default)]
+    pub bound: BoundView,
     /// Last verdict of each peer, newest first.
     pub verdicts: Vec<VerdictView>,
     /// Last refusal.
@@ -132,6 +135,28 @@ pub struct EndpointView {
     pub refused: BTreeMap<String, u64>,
     /// State of the attestation, as its providers describe it.
     pub attestation: serde_json::Value,
+}
+
+/// `max_connections` of an endpoint, and who is beyond it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BoundView {
+    /// `max_connections`.
+    pub limit: u64,
+    /// Established connections and streams that count for it.
+    pub taken: u64,
+    /// Connections that wait for a place, in the listen queue too.
+    pub waiting: u64,
+    /// How often it was reached.
+    pub reached_times: u64,
+    /// When it was reached last, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached_at: Option<u64>,
+    /// Since when it is reached without a break, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached_since: Option<u64>,
+    /// Connections of an egress that are not established yet: silent ones and handshakes.
+    #[serde(default)]
+    pub arriving: u64,
 }
 
 /// Counters of an endpoint.

@@ -59,6 +59,7 @@ mod tests {
             verify: None,
             no_ra: false,
             sample: false,
+            bound: crate::daemon::BoundView::default(),
             counters,
             verdicts: Vec::new(),
             last_refusal: last.map(reason),

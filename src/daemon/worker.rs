@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use prometheus_client::metrics::counter::Counter;
@@ -15,15 +16,24 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::EndpointName;
+use crate::config::{EndpointName, Side};
 use crate::failpoint::{self, Action};
 use crate::relay::{ClientAddr, Flow, Leg, Meter, Outcome, Record, Refusal, RelayOptions, canonical, relay};
 
 use super::endpoint::{Accepted, EndpointRuntime};
 use super::gate::Permit;
+use super::status::{BoundView, unix_seconds};
+use crate::sys;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(5);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// How long a bound may be reached before the endpoint counts as degraded.
+const FULL: Duration = Duration::from_secs(30);
+/// How long nothing is said again of a bound that is reached, left and reached.
+const FULL_AGAIN: Duration = Duration::from_secs(60);
+/// How often to look whether it is.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Each heartbeat carries its number, so that no late answer is taken for a later one's.
 static BEATS: AtomicU64 = AtomicU64::new(1);
@@ -65,6 +75,66 @@ impl Worker {
         self.runtime.load_full()
     }
 
+    /// The bound on connections, and who is beyond it.
+    pub(super) fn bound(&self) -> BoundView {
+        let runtime = self.runtime();
+        let reached = runtime.gate.reached();
+        let seconds = |at: Option<SystemTime>| at.map(unix_seconds);
+        // An ingress accepts nothing beyond its bound: the kernel has it.
+        let queued = match (runtime.endpoint.side, reached.since) {
+            (Side::Ingress, Some(_)) => {
+                let queues = self.listeners();
+                queues.iter().map(|l| sys::listen_queue(l.listener.as_fd()).unwrap_or(0)).sum()
+            }
+            _ => runtime.gate.waiting() as u64,
+        };
+        let arriving = match runtime.endpoint.side {
+            Side::Ingress => 0,
+            Side::Egress => runtime.handshakes.arrivals.open() as u64,
+        };
+        BoundView {
+            limit: runtime.endpoint.limits.max_connections as u64,
+            taken: runtime.gate.open() as u64,
+            waiting: queued,
+            reached_times: reached.times,
+            reached_at: seconds(reached.last),
+            reached_since: seconds(reached.since),
+            arriving,
+        }
+    }
+
+    /// A bound that is reached for long, in words.
+    pub(super) fn full(&self) -> Option<String> {
+        let since = self.runtime().gate.reached().since?;
+        let full = SystemTime::now().duration_since(since).unwrap_or_default();
+        let bound = self.bound();
+        (full >= FULL).then(|| {
+            format!(
+                "endpoint {}: max_connections ({}) is reached since {} s, {} wait",
+                self.name,
+                bound.limit,
+                full.as_secs(),
+                bound.waiting
+            )
+        })
+    }
+
+    /// Says once an episode, and once a minute at most, that the bound is reached.
+    fn warn_when_full(&self, told: &mut Option<Instant>) {
+        if self.runtime.load().gate.reached().since.is_none() || told.is_some_and(|at| at.elapsed() < FULL_AGAIN) {
+            return;
+        }
+        *told = Some(Instant::now());
+        let bound = self.bound();
+        tracing::warn!(
+            reason = "connections-full",
+            endpoint = self.name.as_str(),
+            limit = bound.limit,
+            waiting = bound.waiting,
+            "max_connections is reached, more connections wait"
+        );
+    }
+
     pub(super) fn listeners(&self) -> Arc<Vec<Arc<Listening>>> {
         self.listeners.load_full()
     }
@@ -103,18 +173,21 @@ impl Worker {
         let mut permit: Option<Permit> = None;
         let mut backoff = Backoff::default();
         let mut turn = 0usize;
+        let mut told = None;
+        let mut look = tokio::time::interval(LOOK);
         loop {
             if failpoint::at(&failpoint) == Some(Action::Stall) {
                 self.removed.cancelled().await;
             }
             let listeners = self.listeners.load_full();
-            let gate = self.runtime.load().gate.clone();
+            let gate = self.runtime.load().entrance().clone();
             tokio::select! {
                 biased;
                 _ = self.removed.cancelled() => break,
                 // A place taken under the old bound is given back, so that a lower one holds at once.
                 _ = self.changed.notified() => permit = None,
                 Some(probe) = probes.recv() => self.answer(probe),
+                _ = look.tick() => self.warn_when_full(&mut told),
                 _ = sleep_until(backoff.until), if backoff.waiting => backoff.waiting = false,
                 entered = gate.enter(), if permit.is_none() => permit = Some(entered),
                 result = accept(&listeners, &mut turn), if permit.is_some() && !backoff.waiting => match result {
@@ -150,11 +223,8 @@ impl Worker {
         crate::relay::tune(&tcp, runtime.endpoint.limits.unacknowledged_timeout);
         let live = runtime.live_ports.enter(client.0);
         let tracker = runtime.tracker.clone();
-        let accepted = Accepted { tcp, client, local, listener, record, live };
-        tracker.spawn(async move {
-            runtime.serve(accepted).await;
-            drop(permit);
-        });
+        let accepted = Accepted { tcp, client, local, listener, record, live, permit };
+        tracker.spawn(async move { runtime.serve(accepted).await });
     }
 
     /// Relays a probe to an echo, as if it were a connection.

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::config::Mode;
-use crate::daemon::{Accepted, EndpointRuntime};
+use crate::daemon::{Accepted, EndpointRuntime, Permit};
 use crate::relay::{
     ClientAddr, Leg, LivePorts, Outcome, PeerAddr, Record, Refusal, Source, Target, TlsLeg, keep_urgent_bytes,
 };
@@ -36,7 +36,7 @@ fn route<'a>(
 
 /// Serves one accepted connection to its end.
 pub async fn serve(endpoint: &std::sync::Arc<EndpointRuntime>, accepted: Accepted) {
-    let Accepted { tcp, client, local, listener, record, live } = accepted;
+    let Accepted { tcp, client, local, listener, record, live, permit } = accepted;
     record.set_peer_addr(PeerAddr(client.0));
     let route = match route(&endpoint.endpoint.mode, client, local, listener, &endpoint.live_ports) {
         Ok(route) => route,
@@ -48,9 +48,12 @@ pub async fn serve(endpoint: &std::sync::Arc<EndpointRuntime>, accepted: Accepte
         }
     };
     record.set_target(&route.target);
-    let outcome = match Box::pin(accept(endpoint, tcp)).await {
+    let admitted = Box::pin(accept(endpoint, client, tcp)).await;
+    // Only what is established counts for `max_connections`.
+    drop(permit);
+    let outcome = match admitted {
         Err(refusal) => Outcome::Refused(refusal),
-        Ok(Channel { stream, alpn, standing, .. }) => {
+        Ok((Channel { stream, alpn, standing, .. }, _place)) => {
             record.set_binding(Binding::of(alpn, &endpoint.endpoint.ra));
             record.established(standing.as_ref());
             match alpn {
@@ -78,16 +81,26 @@ pub async fn serve(endpoint: &std::sync::Arc<EndpointRuntime>, accepted: Accepte
     record.finish(outcome);
 }
 
-/// Handshake and appraisal within the deadline, as a server.
-async fn accept(endpoint: &EndpointRuntime, tcp: TcpStream) -> Result<Channel, Refusal> {
-    let limit = endpoint.endpoint.limits.handshake_timeout;
+/// Handshake and appraisal within the deadline, as a server, and then a place among the connections. A stop ends it at
+/// once: nothing is lost that was not established.
+async fn accept(endpoint: &EndpointRuntime, client: ClientAddr, tcp: TcpStream) -> Result<(Channel, Permit), Refusal> {
+    let limits = &endpoint.endpoint.limits;
+    let limit = limits.handshake_timeout;
+    let patience = limits.first_byte_timeout.min(limit);
+    let handshake = async |tcp: TcpStream| Ok(endpoint.tunnel.accept(tcp).await?);
+    let established = async {
+        let channel = timeout(limit, endpoint.handshakes.run(tcp, client, patience, handshake)).await;
+        let channel = channel.unwrap_or(Err(Refusal::HandshakeTimeout(limit)))?;
+        let verdict = channel.standing.as_ref().and_then(|standing| standing.verdict());
+        endpoint.handshakes.admit(client, verdict.map(|verdict| verdict.expires_at));
+        let place = timeout(limit, endpoint.gate.enter()).await;
+        Ok((channel, place.map_err(|_| Refusal::TooManyConnections)?))
+    };
     tokio::select! {
         biased;
+        _ = endpoint.stopping.cancelled() => Err(Refusal::Draining),
         _ = endpoint.abort.cancelled() => Err(Refusal::Draining),
-        result = timeout(limit, endpoint.tunnel.accept(tcp)) => match result {
-            Ok(channel) => Ok(channel?),
-            Err(_) => Err(Refusal::HandshakeTimeout(limit)),
-        },
+        result = established => result,
     }
 }
 

@@ -60,6 +60,9 @@ pub enum Refusal {
     /// Handshake or appraisal failed.
     #[error(transparent)]
     Channel(#[from] ChannelError),
+    /// The client of an egress connected and said nothing.
+    #[error("no byte within {0:?} of the connection")]
+    Silent(Duration),
     /// Handshake and appraisal took too long.
     #[error("no handshake within {0:?}")]
     HandshakeTimeout(Duration),
@@ -112,6 +115,7 @@ impl Refusal {
             Refusal::SourcePorts(..) => "source-ports-exhausted",
             Refusal::Socket(_) => "socket-failed",
             Refusal::Channel(error) => error.reason(),
+            Refusal::Silent(_) => "silent-client",
             Refusal::HandshakeTimeout(_) => "handshake-timeout",
             Refusal::StreamRefused(_) => "stream-refused",
             Refusal::NotConnect(_) => "not-connect",

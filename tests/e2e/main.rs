@@ -15,6 +15,7 @@ mod operator;
 mod programs;
 mod redis;
 mod selection;
+mod strangers;
 mod streams;
 mod unread_log;
 mod web;
