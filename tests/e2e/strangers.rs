@@ -40,7 +40,7 @@ fn strangers_neither_take_the_places_of_peers_nor_delay_a_stop() {
         let world = World::new();
         let addr = world.server.addr(family).to_string();
         let at = socket_addr(&world.server, family, 8080);
-        let _nginx = Nginx::start(&world.server, &[at.clone()]);
+        let _nginx = Nginx::start(&world.server, std::slice::from_ref(&at));
         let bounds = limits("egress", "first_byte_timeout = \"1m\"\n");
         let out = Tng::start(&world.server, "out", &egress(8080, "", &(ATTEST.to_owned() + &bounds)));
         let _in = Tng::start(&world.client, "in", &ingress(TO_SERVER, VERIFY));
@@ -87,7 +87,7 @@ time.sleep(300)
 fn a_full_endpoint_says_so_and_serves_who_waits_when_a_place_is_free() {
     let world = World::new();
     let at = socket_addr(&world.server, Family::V4, 8080);
-    let _nginx = Nginx::start(&world.server, &[at.clone()]);
+    let _nginx = Nginx::start(&world.server, std::slice::from_ref(&at));
     let out = Tng::start(&world.server, "out", &egress(8080, "", &(ATTEST.to_owned() + &limits("egress", ""))));
     let _in = Tng::start(&world.client, "in", &ingress(TO_SERVER, VERIFY));
     let addr = world.server.addr(Family::V4).to_string();
