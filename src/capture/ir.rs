@@ -223,6 +223,9 @@ pub enum Match {
     FibRemote,
     /// A bare SYN: the first packet of an active open / anything else.
     BareSyn(bool),
+    /// The reset with which a rule answers a bare SYN on a tuple that is in use. A SYN that nobody listens for has the
+    /// same answer, but not on a connection that conntrack has seen established.
+    ResetOfSynInUse,
     /// RST set.
     Rst,
     /// `meta skuid`

@@ -175,6 +175,9 @@ fn render_match(m: &Match) -> String {
         Match::InSet(kind, end, transport, set) => render_lookup(*kind, *end, *transport, set),
         Match::FibLocal(End::Destination) => "fib daddr type local".into(),
         Match::FibLocal(End::Source) => "fib saddr type local".into(),
+        Match::ResetOfSynInUse => {
+            "tcp flags & (fin | syn | rst | ack) == (rst | ack) tcp sequence 0 ct status assured".into()
+        }
         Match::ToLinkLocal => "ip6 daddr fe80::/10".into(),
         Match::FibLocalToIif => "fib daddr . iif type local".into(),
         Match::FibRemote => "fib daddr type != { local, broadcast, anycast, multicast }".into(),

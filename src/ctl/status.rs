@@ -192,11 +192,11 @@ fn kernel_row(report: &StatusReport, endpoint: &str) -> Vec<String> {
 fn shared_line(report: &StatusReport) -> Option<String> {
     let counters = &report.kernel.as_ref()?.counters;
     counters.get(REFUSED)?;
-    let [(_, not_tcp), (_, on_wire), (_, injected), (_, undelivered)] = shared_refusals(counters);
-    let all = not_tcp + on_wire + injected + undelivered;
+    let [(_, not_tcp), (_, on_wire), (_, injected), (_, in_use), (_, undelivered)] = shared_refusals(counters);
+    let all = not_tcp + on_wire + injected + in_use + undelivered;
     let parts = format!(
         "{not_tcp} not TCP (UDP, QUIC), {on_wire} kept off a wire (bound device, rule or route missing), {injected} \
-         injected, {undelivered} that another socket would have taken"
+         injected, {in_use} from a port borrowed of their client, {undelivered} that another socket would have taken"
     );
     Some(match all {
         0 => "kernel  no packets refused beside the endpoints' own".to_owned(),

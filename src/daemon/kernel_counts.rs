@@ -8,7 +8,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 
-use crate::capture::compile::{INJECTED, NOT_TCP, ON_WIRE, REFUSED};
+use crate::capture::compile::{INJECTED, NOT_TCP, ON_WIRE, PORT_IN_USE, REFUSED};
 use crate::capture::counted::Counts;
 
 /// A captured endpoint's name and side.
@@ -20,12 +20,17 @@ pub struct KernelCounts(Arc<Mutex<(Vec<Captured>, Counts)>>);
 
 /// What the packets refused beside the endpoints' own were, from [`Counts`]: cause and number. The capture table's and
 /// the guard table's together.
-pub fn shared_refusals(counts: &Counts) -> [(&'static str, u64); 4] {
+pub fn shared_refusals(counts: &Counts) -> [(&'static str, u64); 5] {
     let both = |name: &str| count(counts, name) + count(counts, &format!("guard_{name}"));
-    let parts = [("not-tcp", both(NOT_TCP)), ("on-wire", both(ON_WIRE)), ("injected", both(INJECTED))];
+    let parts = [
+        ("not-tcp", both(NOT_TCP)),
+        ("on-wire", both(ON_WIRE)),
+        ("injected", both(INJECTED)),
+        ("port-in-use", both(PORT_IN_USE)),
+    ];
     let known: u64 = parts.iter().map(|(_, packets)| packets).sum();
-    let [not_tcp, on_wire, injected] = parts;
-    [not_tcp, on_wire, injected, ("undelivered", both(REFUSED).saturating_sub(known))]
+    let [not_tcp, on_wire, injected, in_use] = parts;
+    [not_tcp, on_wire, injected, in_use, ("undelivered", both(REFUSED).saturating_sub(known))]
 }
 
 fn count(counts: &Counts, name: &str) -> u64 {

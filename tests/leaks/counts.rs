@@ -95,7 +95,7 @@ fn a_syn_that_is_sent_again_is_one_connection_captured() {
 }
 
 #[test]
-fn what_is_not_tcp_and_what_is_injected_is_counted_apart() {
+fn what_is_not_tcp_and_what_comes_from_a_borrowed_port_is_counted_apart() {
     let lab = Lab::new();
     let (into, out) = lab.start();
     for family in Family::BOTH {
@@ -107,18 +107,18 @@ fn what_is_not_tcp_and_what_is_injected_is_counted_apart() {
         let hex = fresh_hex();
         assert_eq!(ask(&lab.client, conn, &hex), Fate::Delivered);
         let (peer, port) = lab.server.received(&hex).expect("the request");
-        // A SYN belongs to the connection whatever its sequence number; other segments may be invalid to conntrack.
+        // As a client does that takes the port which the egress borrowed of it. A SYN belongs to the connection whatever its sequence number; other segments may be invalid to conntrack.
         let forged = json!({"do": "raw", "src": peer, "dst": lab.addr(family), "sport": port, "dport": PORT,
                             "flags": 2, "ack": 0});
         lab.router.ask(forged).expect("raw segment");
     }
-    wait_for("two injections", Duration::from_secs(10), || counter(&out, "injected") == 2);
+    wait_for("both", Duration::from_secs(10), || counter(&out, "port_in_use") == 2);
     assert_eq!(counter(&out, "refused"), 2);
     assert_eq!((counter(&into, "not_tcp") + counter(&into, "guard_not_tcp"), counter(&into, "captured_in")), (2, 2));
     let text = into.ctl(&["status"]).expect_ok();
     assert!(text.contains("2 not TCP"), "{text}");
     wait_metric(&into, "tng_kernel_refused_packets_total{endpoint=\"\",side=\"\",cause=\"not-tcp\"} 2");
-    wait_metric(&out, "tng_kernel_refused_packets_total{endpoint=\"\",side=\"\",cause=\"injected\"} 2");
+    wait_metric(&out, "tng_kernel_refused_packets_total{endpoint=\"\",side=\"\",cause=\"port-in-use\"} 2");
     // What the guard wrote down goes with it.
     let file = lab.world.client.runtime_dir().join(".net/in.counted.json");
     assert!(file.exists());

@@ -6,7 +6,7 @@ use super::super::marks::*;
 use super::super::plan::{CapturePlan, RulesPlan};
 use super::super::selector::Scope;
 use super::ingress::{listener_rules, tproxy_rules};
-use super::{INJECTED, each, excluded, shared, to_service};
+use super::{INJECTED, PORT_IN_USE, each, excluded, shared, to_service};
 use crate::config::Side;
 
 pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
@@ -37,6 +37,11 @@ fn prerouting(plan: &RulesPlan, endpoints: &[&CapturePlan]) -> Chain {
         [Match::CtOriginal(false), Match::CtMark(MARK_MASK, LOCAL_CLIENT, true)],
         [Statement::Return],
         "answer to a client of this host that uses a captured port as its own",
+    ));
+    rules.push(Rule::new(
+        [Match::BareSyn(true), Match::CtMark(MARK_MASK, SPOOFED, true)],
+        shared(PORT_IN_USE).into_iter().chain([Statement::RejectReset]),
+        "a new connection of a client from the port that we borrowed of it: told at once, to take another",
     ));
     rules.push(Rule::new(
         [Match::CtMark(MARK_MASK, SPOOFED, true)],
@@ -124,6 +129,11 @@ fn output(plan: &RulesPlan, endpoints: &[&CapturePlan]) -> Chain {
         rules.push(Rule::new([Match::Mark(MARK_MASK, mark, true)], [Statement::Return], "our sockets"));
     }
     if endpoints.iter().any(|c| c.netfilter.preserve_source) {
+        rules.push(Rule::new(
+            [Match::ResetOfSynInUse, Match::CtMark(MARK_MASK, SPOOFED, true)],
+            [Statement::Return],
+            "our answer to a client that chose the port we borrowed: to that client, not to our socket",
+        ));
         rules.push(Rule::new(
             [Match::ToLinkLocal, Match::FibLocal(End::Destination), Match::CtMark(MARK_MASK, SPOOFED, true)],
             [Statement::Return],

@@ -22,10 +22,12 @@ pub const NOT_TCP: &str = "not_tcp";
 pub const ON_WIRE: &str = "on_wire";
 /// Packets from off the host on the tuple between an egress and its service.
 pub const INJECTED: &str = "injected";
+/// Counter of an egress: new connections of a client from a port that the egress borrowed of it.
+pub const PORT_IN_USE: &str = "port_in_use";
 
 /// The capture table.
 pub fn capture_table(plan: &RulesPlan) -> Table {
-    let mut counters = [REFUSED, NOT_TCP, ON_WIRE, INJECTED].map(str::to_owned).to_vec();
+    let mut counters = [REFUSED, NOT_TCP, ON_WIRE, INJECTED, PORT_IN_USE].map(str::to_owned).to_vec();
     let mut sets = Vec::new();
     for c in &plan.captures {
         counters.push(c.captured_counter());
