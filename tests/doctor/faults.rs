@@ -84,10 +84,27 @@ const FAULTS: &[Fault] = &[
         Check::PolicyRules,
         Severity::Warning,
         |h| {
-            h.answer("ip -4", done(r#"[{"priority":100,"src":"all","fwmark":"0x200","fwmask":"0x200","table":"100"}]"#))
+            h.answer("ip -4", done(r#"[{"priority":100,"src":"all","fwmark":"0x400","fwmask":"0x400","table":"100"}]"#))
         },
-        "fwmark 0x200/0x200",
+        "fwmark 0x400/0x400",
         "ip -4 rule del pref 100",
+    ),
+    (
+        Check::OwnMarks,
+        Severity::Error,
+        |h| h.answer("ip -4", done(r#"[{"priority":9,"src":"all","fwmark":"0x200","fwmask":"0xf00","table":"2004"}]"#)),
+        "so_mark 566 (0x236) of in/in by ip -4 rule pref 9 fwmark 0x200/0xf00 lookup 2004",
+        "so_mark = 309",
+    ),
+    (
+        Check::MarkWriters,
+        Severity::Error,
+        |h| {
+            let rule = r#"{"rule":{"family":"inet","table":"m","chain":"p","expr":[{"mangle":{"key":{"meta":{"key":"mark"}},"value":{"ct":{"key":"mark"}}}}]}}"#;
+            h.answer("nft -j list ruleset", done(&format!(r#"{{"nftables":[{rule}]}}"#)));
+        },
+        "inet m p",
+        "meta mark & 0xffff 0",
     ),
     (
         Check::MarkWriters,

@@ -77,6 +77,11 @@ fn rules_guard_and_routes_are_seen_as_they_are() {
     let (_, found) = doctor(host);
     assert_eq!(severity(&found, "policy-rules"), Some("warning"));
     assert_eq!(severity(&found, "mark-writers"), Some("note"));
+    assert_eq!(severity(&found, "own-marks"), Some("error"), "566 is 0x236");
+    host.sh("ip rule del pref 100; nft 'table inet m { chain p { type filter hook prerouting priority mangle - 5; meta mark set ct mark; }; }'");
+    let (_, found) = doctor(host);
+    assert_eq!(severity(&found, "own-marks"), Some("ok"));
+    assert_eq!(severity(&found, "mark-writers"), Some("error"));
     assert!(serve.stop().success());
     parts.net_down();
 }

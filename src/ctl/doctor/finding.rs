@@ -58,6 +58,7 @@ checks! {
     Ptrace = "ptrace-scope" in "settings",
     NetworkdRules = "networkd-rules" in "other software",
     PolicyRules = "policy-rules" in "other software",
+    OwnMarks = "own-marks" in "other software",
     MarkWriters = "mark-writers" in "other software",
     Docker = "docker" in "other software",
     Firewalld = "firewalld" in "other software",

@@ -120,6 +120,17 @@ fn mark_writers(host: &dyn Host) -> Finding {
         return Finding::note(check, "not checked: nft -j list ruleset gave no answer");
     };
     let objects = listing["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut restorers: Vec<String> = objects.iter().filter_map(|o| restorer(&o["rule"])).collect();
+    restorers.sort();
+    restorers.dedup();
+    if !restorers.is_empty() {
+        return Finding::error(
+            check,
+            format!("chains that put the connection's mark over the packet's: {}", restorers.join(", ")),
+        )
+        .why("the mark of captured packets and of the tunnel's sockets is lost: nothing connects through tng")
+        .fix(format!("nft -a list ruleset | grep -n 'mark set ct mark'  # write instead: {BUT_OURS}"));
+    }
     let mut writers: Vec<String> = objects.iter().filter_map(|o| writer(&o["rule"])).collect();
     writers.sort();
     writers.dedup();
@@ -129,6 +140,29 @@ fn mark_writers(host: &dyn Host) -> Finding {
     Finding::note(check, format!("chains that write the mark's low 16 bits: {}", writers.join(", ")))
         .why("tng keeps its state there; when other software overwrites it, captured connections are reset")
         .fix("nft -a list ruleset | grep -n 'mark set'  # mask them: meta mark set meta mark & 0x0000ffff | VALUE")
+}
+
+/// What restores other software's marks and leaves tng's alone (tngd(8), BESIDE A FIREWALL).
+const BUT_OURS: &str = "meta mark & 0xffff 0 ct mark & 0xff00 != 0x0600 ct mark & 0xffff != { 565, 566, 0x0578, 0x057a } \
+                        meta mark set ct mark";
+
+/// A chain with `meta mark set ct mark` that no condition on tng's marks precedes.
+fn restorer(rule: &Value) -> Option<String> {
+    let (family, table, chain) = (rule["family"].as_str()?, rule["table"].as_str()?, rule["chain"].as_str()?);
+    if table.starts_with("tng_") || table.starts_with("tngguard_") {
+        return None;
+    }
+    let expressions = rule["expr"].as_array()?;
+    let restores = expressions
+        .iter()
+        .any(|expr| expr["mangle"]["key"]["meta"]["key"] == "mark" && expr["mangle"]["value"]["ct"]["key"] == "mark");
+    // A rule that looks at the packet's mark first is one whose author thought of other marks.
+    let looks = expressions.iter().any(|expr| mentions_mark(&expr["match"]["left"]));
+    (restores && !looks).then(|| format!("{family} {table} {chain}"))
+}
+
+fn mentions_mark(value: &Value) -> bool {
+    value["meta"]["key"] == "mark" || value["&"].as_array().is_some_and(|both| both.iter().any(mentions_mark))
 }
 
 fn writer(rule: &Value) -> Option<String> {
@@ -194,6 +228,17 @@ mod tests {
         let low = json!({ "|": [mark, 0x4000] });
         assert_ne!(kept(&low) & MARK_MASK, MARK_MASK);
         assert_eq!(kept(&json!(7)), 0);
+    }
+
+    #[test]
+    fn a_connmark_that_is_restored_whole_is_found_and_one_that_leaves_ours_alone_is_not() {
+        let restore =
+            json!({ "mangle": { "key": { "meta": { "key": "mark" } }, "value": { "ct": { "key": "mark" } } } });
+        let rule = |expr: Vec<Value>| restorer(&json!({ "family": "inet", "table": "m", "chain": "p", "expr": expr }));
+        assert_eq!(rule(vec![restore.clone()]).as_deref(), Some("inet m p"));
+        let ours_first =
+            json!({ "match": { "op": "==", "right": 0, "left": { "&": [{ "meta": { "key": "mark" } }, 0xffff] } } });
+        assert_eq!(rule(vec![ours_first, restore]), None);
     }
 
     #[test]

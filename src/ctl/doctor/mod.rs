@@ -16,6 +16,7 @@ mod host;
 mod instance;
 mod kernel;
 mod managers;
+mod marks;
 mod networkd;
 mod render;
 mod rules;
@@ -53,6 +54,7 @@ pub fn examine(host: &dyn Host, only: Option<&str>) -> Vec<Finding> {
     found.extend(settings::check(host, &wants));
     found.extend(managers::check(host));
     found.extend(saved_rules::check(host));
+    found.extend(marks::check(host, &instances));
     found.extend(cgroups::check(host, &wants));
     found.push(units::version(host));
     found.extend(clock::check(host));
