@@ -234,3 +234,27 @@ async fn heartbeats_come_back_from_every_worker() {
     }
     assert_eq!(pair.ingress.endpoint_views()[0].counters.connections_total, 0, "a heartbeat is no connection");
 }
+
+/// As TNG does with a peer that it refuses: RATS-TLS has no word for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_closes_at_once_and_without_a_byte_has_refused_this_side() {
+    let tls = PlainTls::new(&["rats-tls"]);
+    let (listener, addr) = listen().await;
+    let (inn, in_listener) = mapping("in", tng::config::Side::Ingress, addr, limits());
+    let entry = in_listener.local;
+    let plane = start(&tls, vec![inn], vec![in_listener]);
+    for (answers, reason) in [(false, "peer-refused"), (true, "tunnel-truncated")] {
+        let mut client = TcpStream::connect(entry).await.expect("connect");
+        let (tcp, _) = listener.accept().await.expect("accept");
+        let mut tunnel = tls.take(tcp).await.expect("tls");
+        if answers {
+            tunnel.write_all(b"half an ans").await.expect("write");
+            tunnel.flush().await.expect("flush");
+            client.read_exact(&mut [0; 11]).await.expect("what came before");
+        }
+        // No close_notify.
+        drop(tunnel.into_inner());
+        expect_reset(&mut client).await;
+        eventually(reason, || ended(&plane, reason) == 1).await;
+    }
+}

@@ -223,3 +223,29 @@ fn what_interoperates_is_shown_by_the_named_tests() {
     }
     assert!(named > 20, "{named}");
 }
+
+/// What users reported: each number has a row, and a test or the evidence why there is none.
+#[test]
+fn every_report_of_the_field_names_its_test() {
+    let (mut seen, mut named) = (BTreeSet::new(), 0);
+    for row in rows("field.md").into_iter().chain(plain_rows("field.md")) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let Some(number) = cells.first().filter(|c| c.starts_with(|c: char| c.is_ascii_digit())) else { continue };
+        assert_eq!(cells.len(), 5, "number, report, kind, what is right, test: {row}");
+        let tests = shown(&row);
+        assert_exists(&row, &tests);
+        assert!(!tests.is_empty() || cells[4].starts_with("No test:"), "no test and no evidence: {row}");
+        seen.insert((*number).to_owned());
+        named += tests.len();
+    }
+    let wanted = (1..=37).map(|n| n.to_string()).chain(["5a".to_owned()]);
+    let missing: Vec<String> = wanted.filter(|n| !seen.contains(n)).collect();
+    assert!(missing.is_empty(), "without a row: {missing:?}");
+    assert!(named > 40, "{named}");
+}
+
+/// Rows of a table without a quoted name in them.
+fn plain_rows(page: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(root().join("docs").join(page)).expect(page);
+    text.lines().filter(|l| l.starts_with("| ") && !l.contains('`')).map(str::to_owned).collect()
+}

@@ -185,6 +185,67 @@ async fn a_drain_refuses_new_streams_and_lets_open_ones_finish() {
     assert_eq!(outcome.aborted, 0);
 }
 
+/// TNG's pool opens several connections at once and drops all but one before their first stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_ends_before_its_first_stream_is_no_refusal() {
+    let pair = pair(echo().await);
+    let established = || metric(&pair.egress, "tng_handshake_duration_seconds_count{endpoint=\"out\",side=\"egress\"}");
+    let dial = async || {
+        let before = established();
+        let tunnel = pair.tls.dial(TcpStream::connect(pair.tunnel).await.expect("connect")).await.expect("tls");
+        // The server's half of the handshake may be under way still, and a reset would end that.
+        eventually("established", || established() > before).await;
+        tunnel
+    };
+    drop(dial().await);
+    let mut greeted = dial().await;
+    greeted.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("preface");
+    drop(greeted);
+    let mut reset = dial().await;
+    reset.write_all(b"PRI").await.expect("a part of the preface");
+    socket2::SockRef::from(reset.get_ref().0).set_linger(Some(Duration::ZERO)).expect("linger");
+    drop(reset);
+    eventually("their records", || pair.egress.open_connections() == 0).await;
+    assert_eq!(ended(&pair.egress, "closed"), 3, "{:?}", pair.egress.endpoint_views()[0].refusals);
+    assert_eq!(pair.egress.endpoint_views()[0].counters.connections_refused, 0);
+    // One that speaks something else is refused.
+    dial().await.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("write");
+    eventually("the refusal", || ended(&pair.egress, "http2-error") == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_streams_than_a_hundred_are_served_up_to_the_bound() {
+    let tls = PlainTls::new(&["h2"]);
+    let bound = 301;
+    let limits = tng::config::Limits { max_connections: bound, ..limits() };
+    let (out, listener) = mapping("out", tng::config::Side::Egress, echo().await, limits);
+    let tunnel = listener.local;
+    let egress = start(&tls, vec![out], vec![listener]);
+    let tcp = TcpStream::connect(tunnel).await.expect("connect");
+    let (send, connection) = h2::client::handshake(tls.dial(tcp).await.expect("tls")).await.expect("http/2");
+    tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    let mut open = Vec::new();
+    // The connection itself has a place.
+    for _ in 0..bound - 1 {
+        let mut ready = send.clone().ready().await.expect("ready");
+        open.push(ready.send_request(connect(), false).expect("request"));
+    }
+    let mut held = Vec::new();
+    for (response, stream) in open {
+        let response = timeout(Duration::from_secs(20), response).await.expect("in time").expect("a stream");
+        assert_eq!(response.status(), StatusCode::OK);
+        held.push((response, stream));
+    }
+    let mut ready = send.clone().ready().await.expect("ready");
+    let (beyond, _stream) = ready.send_request(connect(), false).expect("request");
+    let error = timeout(Duration::from_secs(10), beyond).await.expect("in time").expect_err("beyond the bound");
+    assert_eq!(error.reason(), Some(Reason::REFUSED_STREAM));
+    eventually("its record", || ended(&egress, "too-many-connections") == 1).await;
+    drop(held);
+}
+
 /// GOAWAY asks; a client that answers nothing must not keep its connection, and the place it takes, for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_client_that_ignores_goaway_is_cut_off() {

@@ -142,3 +142,21 @@ async fn status_connections_and_metrics_say_what_the_evidence_was_bound_to() {
         assert_eq!(metric(&ingress, &line), count, "{event}");
     }
 }
+
+/// In TLS 1.3 a client is done before the server has looked at its certificate: the refusal comes as an alert in the
+/// middle of the connection.
+#[tokio::test]
+async fn a_peer_that_demands_evidence_of_a_side_that_has_none_is_named_for_it() {
+    let demands = Ra { verify: Some(verify()), ..Ra::default() };
+    let (egress, tunnel) = plane(Side::Egress, echo().await, demands);
+    let (ingress, entry) = plane(Side::Ingress, tunnel, Ra::default());
+    expect_refusal(entry).await;
+    eventually("both records", || ended(&ingress, "tls-alert") == 1 && ended(&egress, "peer-no-certificate") == 1)
+        .await;
+    let refusal = ingress.endpoint_views()[0].last_refusal.clone().expect("refusal");
+    assert!(
+        refusal.detail.contains("CertificateRequired") && refusal.detail.contains("no attest table"),
+        "{refusal:?}"
+    );
+    assert_eq!(ended(&ingress, "tunnel-corrupt"), 0);
+}
