@@ -193,17 +193,17 @@ mod tests {
         let list = |slices: &[&str]| {
             let entries: Vec<String> = slices
                 .iter()
-                .map(|s| format!("{{ port = 1, cgroup = \"{s}\" }}"))
-                .chain(["{ port = 2 }".into()])
+                .map(|s| format!("{{ port = \"1-3\", cgroup = \"{s}\" }}"))
+                .chain(["{ port = \"4-6\" }".into()])
                 .collect();
             entries.join(", ")
         };
         let plan = parse(&format!(
             "capture = [{}]\nexclude = [{}]",
             list(&["a.slice", "b.slice"]),
-            list(&["a.slice"]).replace("port = 2", "port = 1")
+            list(&["a.slice"]).replace("1-3", "2").replace("4-6", "5")
         ));
-        let expected = parse(&format!("capture = [{}]\nexclude = [{{ port = 1 }}]", list(&["b.slice"])));
+        let expected = parse(&format!("capture = [{}]\nexclude = [{{ port = 5 }}]", list(&["b.slice"])));
         assert_eq!(named(&plan).into_iter().collect::<Vec<_>>(), ["a.slice", "b.slice"]);
         assert_eq!(without(&plan, |path| path == "a.slice"), expected);
         assert_eq!(without(&plan, |_| false), plan);

@@ -128,8 +128,8 @@ impl Handshakes {
 
     /// A peer at this address was admitted: until `until`, or for ten minutes, its source has no bound of its own.
     pub fn admit(&self, client: ClientAddr, until: Option<SystemTime>) {
-        let lives = until.and_then(|until| until.duration_since(SystemTime::now()).ok());
-        let end = Instant::now() + lives.unwrap_or(REMEMBERED).min(Duration::from_secs(24 * 3600));
+        let lives = until.map_or(REMEMBERED, |until| until.duration_since(SystemTime::now()).unwrap_or_default());
+        let end = Instant::now() + lives.min(Duration::from_secs(24 * 3600));
         let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         let source = source_of(client.0.ip());
         if admitted.len() >= ADMITTED && !admitted.contains_key(&source) {

@@ -282,6 +282,7 @@ mod tests {
         endpoint.refused("tls-alpn");
         endpoint.accept_error("emfile");
         metrics.attestation("x", Side::Ingress, &serde_json::json!({ "as_calls": 1 }));
+        metrics.kernel(vec![("x".into(), "ingress".into())], Some([("captured_x".to_owned(), 1)].into()));
         let text = metrics.encode().unwrap();
         let named = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
         let mut known: Vec<_> = named
