@@ -22,6 +22,12 @@ fn blocked(side: &str, toml: &str) -> String {
     )
 }
 
+/// Kills it and waits for its end: the lock of the instance goes with the process.
+fn killed(tng: &mut Tng<'_>) {
+    tng.kill();
+    tng.wait();
+}
+
 fn closed_on_stop(toml: &str) -> String {
     format!("on_stop = \"closed\"\n{toml}")
 }
@@ -86,7 +92,7 @@ fn a_start_that_cannot_listen_leaves_the_rules_of_a_killed_life() {
     let lab = lab();
     for side in sides(&lab) {
         let mut first = Tng::start(side.host, side.instance, &side.toml);
-        first.kill();
+        killed(&mut first);
         let said = side.fails(&blocked(side.name, &side.toml), "after a kill");
         side.refuses(&lab, &said, "after a kill");
         // The second failure finds what the first one left.
@@ -131,7 +137,7 @@ fn a_start_that_fails_puts_back_the_rules_that_it_replaced() {
     let lab = lab();
     for side in sides(&lab) {
         let mut first = Tng::start(side.host, side.instance, &side.toml);
-        first.kill();
+        killed(&mut first);
         let other = side.toml.replace("port = 8080", "port = 8999");
         let said = side.fails(&blocked(side.name, &other), "another capture");
         side.refuses(&lab, &said, "another capture");
@@ -167,7 +173,7 @@ fn a_kept_port_that_a_client_of_the_host_has_taken_is_replaced_by_another() {
         local.rsplit(':').next().expect("port").to_owned()
     };
     let kept = port(&first.ctl(&["status", "--json", "in"]).expect_ok());
-    first.kill();
+    killed(&mut first);
     let squatter = Squatter::new(host, &kept);
     let next = Tng::start(host, "in", &narrow());
     assert_ne!(port(&next.ctl(&["status", "--json", "in"]).expect_ok()), kept);
