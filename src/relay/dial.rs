@@ -1,7 +1,7 @@
 //! Connecting to the peer (ingress) or to the service (egress).
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -265,6 +265,15 @@ fn interface(zone: &str) -> io::Result<u32> {
         .map_err(|_| io::Error::new(io::ErrorKind::NotFound, format!("this host has no interface {zone}: ip link")))
 }
 
+/// The source address that the kernel chooses for `addr` and a socket without a mark. Connecting a UDP socket looks the
+/// route up and sends nothing (udp(7)).
+fn kernels_choice(addr: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let probe = std::net::UdpSocket::bind((any, 0)).ok()?;
+    probe.connect(addr).ok()?;
+    Some(probe.local_addr().ok()?.ip())
+}
+
 /// Binds to the application's source address, where it is this host's and fits the destination. A port is chosen only
 /// with the destination (IP_BIND_ADDRESS_NO_PORT, ip(7)), so that they do not run out. Without success the kernel chooses.
 fn choose(socket: &Socket, client: ClientAddr, addr: SocketAddr) {
@@ -273,7 +282,9 @@ fn choose(socket: &Socket, client: ClientAddr, addr: SocketAddr) {
         && !source.is_unspecified()
         && source.is_loopback() == addr.ip().is_loopback()
         && !matches!(source, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    if !fits {
+    // What the kernel chose for the application it chooses for the tunnel too, by the tunnel's own route: a host may send
+    // marked packets by another uplink.
+    if !fits || kernels_choice(addr).is_some_and(|kernels| kernels == source) {
         return;
     }
     let _ = setsockopt(socket, sockopt::IpBindAddressNoPort, &true);
