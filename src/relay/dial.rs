@@ -71,6 +71,16 @@ pub enum MarkPolicy {
     Unmarked,
 }
 
+impl std::fmt::Display for MarkPolicy {
+    /// For the end of an error: a policy rule that takes the mark leads the packets elsewhere.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Required(mark) => write!(f, " (socket mark {}, see tngctl doctor: own-marks)", mark.0),
+            Self::Unmarked => Ok(()),
+        }
+    }
+}
+
 /// Whose address the service sees.
 #[derive(Clone, Copy)]
 pub enum Source<'a> {
@@ -219,8 +229,8 @@ impl Dialer {
     fn refusal(&self, addr: SocketAddr, error: io::Error) -> Refusal {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => Refusal::TargetRefused(addr),
-            io::ErrorKind::TimedOut => Refusal::TargetTimeout { addr, after: self.connect_timeout },
-            _ => Refusal::TargetUnreachable { addr, error },
+            io::ErrorKind::TimedOut => Refusal::TargetTimeout { addr, after: self.connect_timeout, mark: self.mark },
+            _ => Refusal::TargetUnreachable { addr, error, mark: self.mark },
         }
     }
 }

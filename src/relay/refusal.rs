@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::dial::MarkPolicy;
 use crate::tls::ChannelError;
 
 /// A connection was refused. The application sees a reset.
@@ -30,20 +31,24 @@ pub enum Refusal {
     #[error("{0} refused the connection")]
     TargetRefused(SocketAddr),
     /// No answer within the connect deadline.
-    #[error("{addr} did not answer within {after:?}")]
+    #[error("{addr} did not answer within {after:?}{mark}")]
     TargetTimeout {
         /// The target.
         addr: SocketAddr,
         /// The deadline.
         after: Duration,
+        /// The socket's mark.
+        mark: MarkPolicy,
     },
     /// No way to the target.
-    #[error("{addr} is not reachable: {error}")]
+    #[error("{addr} is not reachable: {error}{mark}")]
     TargetUnreachable {
         /// The target.
         addr: SocketAddr,
         /// What connect(2) said.
         error: io::Error,
+        /// The socket's mark.
+        mark: MarkPolicy,
     },
     /// The socket could not be marked: it would be captured again.
     #[error("cannot set the socket's mark (CAP_NET_RAW missing?): {0}")]
