@@ -61,6 +61,11 @@ impl Gate {
         reached.last = Some(now);
     }
 
+    /// A place was had by who waits for all others: the limit is reached no longer.
+    pub fn left(&self) {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).since = None;
+    }
+
     /// Places taken now.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)

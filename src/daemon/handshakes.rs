@@ -21,6 +21,8 @@ use crate::relay::{ClientAddr, Refusal};
 const ARRIVALS: usize = 8192;
 /// Handshakes at once, each of which holds about 40 KiB and may ask a service.
 const HANDSHAKES: usize = 256;
+/// The same for sources of which a peer was admitted. Strangers with many addresses take all of the others.
+const HANDSHAKES_OF_PEERS: usize = 256;
 /// Handshakes at once from one source: an IPv4 address, or a network of IPv6 with 64 bits, which one host may have.
 const OF_ONE_SOURCE: usize = 32;
 /// Sources of which it is remembered that a peer was admitted.
@@ -34,6 +36,7 @@ pub struct Handshakes {
     /// Taken before accept.
     pub(super) arrivals: Arc<Gate>,
     places: Arc<Semaphore>,
+    places_of_peers: Arc<Semaphore>,
     sources: Mutex<HashMap<IpAddr, Source>>,
     admitted: Mutex<HashMap<IpAddr, Instant>>,
 }
@@ -73,6 +76,7 @@ impl Default for Handshakes {
         Self {
             arrivals: Gate::new(ARRIVALS),
             places: Arc::new(Semaphore::new(HANDSHAKES)),
+            places_of_peers: Arc::new(Semaphore::new(HANDSHAKES_OF_PEERS)),
             sources: Mutex::default(),
             admitted: Mutex::default(),
         }
@@ -110,11 +114,11 @@ impl Handshakes {
 
     /// A place, first of the source and then of all: those of one source wait for each other and for nobody else.
     async fn place(&self, source: IpAddr) -> Result<Place, Refusal> {
-        let own = match self.is_admitted(source) {
-            true => None,
+        let (own, all) = match self.is_admitted(source) {
+            true => (None, &self.places_of_peers),
             false => {
                 let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-                sources.get(&source).map(|known| known.places.clone())
+                (sources.get(&source).map(|known| known.places.clone()), &self.places)
             }
         };
         let source = match own {
@@ -122,7 +126,7 @@ impl Handshakes {
             Some(places) => Some(places.acquire_owned().await.map_err(|_| Refusal::Draining)?),
             None => None,
         };
-        let all = self.places.clone().acquire_owned().await.map_err(|_| Refusal::Draining)?;
+        let all = all.clone().acquire_owned().await.map_err(|_| Refusal::Draining)?;
         Ok(Place { _all: all, _source: source })
     }
 
@@ -182,6 +186,24 @@ mod tests {
         assert!(timeout(Duration::from_millis(50), handshakes.place(one)).await.is_err());
         places.pop();
         handshakes.place(one).await.expect("one was given back");
+    }
+
+    #[tokio::test]
+    async fn strangers_with_many_addresses_leave_the_places_of_peers() {
+        let handshakes = Handshakes::default();
+        let mut places = Vec::new();
+        for host in 0..HANDSHAKES / OF_ONE_SOURCE {
+            let source = source_of(format!("192.0.2.{host}").parse().unwrap());
+            let _stay = handshakes.stay(source);
+            for _ in 0..OF_ONE_SOURCE {
+                places.push(handshakes.place(source).await.expect("a place"));
+            }
+        }
+        let peer = source_of("198.51.100.1".parse().unwrap());
+        let _stay = handshakes.stay(peer);
+        assert!(timeout(Duration::from_millis(50), handshakes.place(peer)).await.is_err(), "a stranger as well");
+        handshakes.admit(client("198.51.100.1:1"), None);
+        timeout(Duration::from_secs(5), handshakes.place(peer)).await.expect("not behind strangers").expect("a place");
     }
 
     #[test]

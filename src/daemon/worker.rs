@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
@@ -51,6 +51,8 @@ pub(super) struct Worker {
     listeners: ArcSwap<Vec<Arc<Listening>>>,
     changed: Notify,
     probes: mpsc::Sender<DuplexStream>,
+    /// Whether the loop holds a free place for the next connection. It counts as taken at the gate and is not.
+    holds: AtomicBool,
     /// Ends this worker alone, when a reload removes its endpoint.
     removed: CancellationToken,
 }
@@ -66,6 +68,7 @@ impl Worker {
             listeners: ArcSwap::from_pointee(listeners),
             changed: Notify::new(),
             probes,
+            holds: AtomicBool::new(false),
         });
         runtime.tracker.spawn(worker.clone().run(inbox));
         worker
@@ -92,9 +95,13 @@ impl Worker {
             Side::Ingress => 0,
             Side::Egress => runtime.handshakes.arrivals.open() as u64,
         };
+        let held = match runtime.endpoint.side {
+            Side::Ingress => usize::from(self.holds.load(Ordering::Relaxed)),
+            Side::Egress => 0,
+        };
         BoundView {
             limit: runtime.endpoint.limits.max_connections as u64,
-            taken: runtime.gate.open() as u64,
+            taken: runtime.gate.open().saturating_sub(held) as u64,
             waiting: queued,
             reached_times: reached.times,
             reached_at: seconds(reached.last),
@@ -108,7 +115,8 @@ impl Worker {
         let since = self.runtime().gate.reached().since?;
         let full = SystemTime::now().duration_since(since).unwrap_or_default();
         let bound = self.bound();
-        (full >= FULL).then(|| {
+        // A bound that is just met keeps nobody out.
+        (full >= FULL && bound.waiting > 0).then(|| {
             format!(
                 "endpoint {}: max_connections ({}) is reached since {} s, {} wait",
                 self.name,
@@ -179,6 +187,7 @@ impl Worker {
             if failpoint::at(&failpoint) == Some(Action::Stall) {
                 self.removed.cancelled().await;
             }
+            self.holds.store(permit.is_some(), Ordering::Relaxed);
             let listeners = self.listeners.load_full();
             let gate = self.runtime.load().entrance().clone();
             tokio::select! {
@@ -189,7 +198,10 @@ impl Worker {
                 Some(probe) = probes.recv() => self.answer(probe),
                 _ = look.tick() => self.warn_when_full(&mut told),
                 _ = sleep_until(backoff.until), if backoff.waiting => backoff.waiting = false,
-                entered = gate.enter(), if permit.is_none() => permit = Some(entered),
+                entered = gate.enter(), if permit.is_none() => {
+                    gate.left();
+                    permit = Some(entered);
+                }
                 result = accept(&listeners, &mut turn), if permit.is_some() && !backoff.waiting => match result {
                     Ok((tcp, client, listener)) => {
                         backoff.reset(&self.name);

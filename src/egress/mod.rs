@@ -6,7 +6,7 @@ mod multiplex;
 mod netfilter;
 
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::config::Mode;
 use crate::daemon::{Accepted, EndpointRuntime, Permit};
@@ -14,6 +14,9 @@ use crate::relay::{
     ClientAddr, Leg, LivePorts, Outcome, PeerAddr, Record, Refusal, Source, Target, TlsLeg, keep_urgent_bytes,
 };
 use crate::tls::{Alpn, Binding, Channel};
+
+/// How long a stop waits for handshakes: a few round trips and an appraisal.
+const HANDSHAKES_AT_STOP: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Where a connection goes and whose address the service sees.
 struct Route<'a> {
@@ -81,8 +84,8 @@ pub async fn serve(endpoint: &std::sync::Arc<EndpointRuntime>, accepted: Accepte
     record.finish(outcome);
 }
 
-/// Handshake and appraisal within the deadline, as a server, and then a place among the connections. A stop ends it at
-/// once: nothing is lost that was not established.
+/// Handshake and appraisal within the deadline, as a server, and then a place among the connections. A stop ends it
+/// soon: nothing is lost that was not established.
 async fn accept(endpoint: &EndpointRuntime, client: ClientAddr, tcp: TcpStream) -> Result<(Channel, Permit), Refusal> {
     let limits = &endpoint.endpoint.limits;
     let limit = limits.handshake_timeout;
@@ -98,10 +101,17 @@ async fn accept(endpoint: &EndpointRuntime, client: ClientAddr, tcp: TcpStream) 
     };
     tokio::select! {
         biased;
-        _ = endpoint.stopping.cancelled() => Err(Refusal::Draining),
+        _ = stopped(endpoint) => Err(Refusal::Draining),
         _ = endpoint.abort.cancelled() => Err(Refusal::Draining),
         result = established => result,
     }
+}
+
+/// A stop that has left the handshakes under way a moment. Who connected just before it, as during a restart, is served;
+/// who says nothing delays it by no more than that.
+async fn stopped(endpoint: &EndpointRuntime) {
+    endpoint.stopping.cancelled().await;
+    sleep(HANDSHAKES_AT_STOP).await;
 }
 
 /// The connection to the service.
