@@ -24,7 +24,10 @@ impl MarkRule {
     /// Of `ip -j rule show`; `None` for one that is ours, asks for no mark, or is asked after the main table.
     fn read(family: &str, rule: &Value) -> Option<Self> {
         let priority = rule["priority"].as_u64()?;
-        if priority >= MAIN || rule["table"] == ROUTE_TABLE.to_string() || rule.get("not").is_some() {
+        if priority >= MAIN
+            || rule["table"].as_str().and_then(|table| table.parse().ok()) == Some(ROUTE_TABLE)
+            || rule.get("not").is_some()
+        {
             return None;
         }
         let mark = hex(&rule["fwmark"])?;
