@@ -3,12 +3,15 @@
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// How long a message may wait for somebody to read standard error.
+/// How long a command may wait for somebody to read its messages.
 const PATIENCE_MS: u16 = 1000;
+/// Nobody has: the next message does not wait.
+static UNREAD: AtomicBool = AtomicBool::new(false);
 
 /// Writes `text` to standard output and waits for its reader, as a pager may take its time. `false`: nobody reads it.
 pub fn print(text: &str) -> bool {
@@ -18,7 +21,10 @@ pub fn print(text: &str) -> bool {
 /// Writes `line` and the end of the line to standard error. Does not wait for long: the process may be told to end.
 pub fn complain(line: &str) {
     let text = format!("{line}\n");
-    write_all(io::stderr().as_fd(), text.as_bytes(), PollTimeout::from(PATIENCE_MS));
+    let patience = if UNREAD.load(Ordering::Relaxed) { 0 } else { PATIENCE_MS };
+    if !write_all(io::stderr().as_fd(), text.as_bytes(), PollTimeout::from(patience)) {
+        UNREAD.store(true, Ordering::Relaxed);
+    }
 }
 
 fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8], patience: PollTimeout) -> bool {

@@ -182,6 +182,7 @@ pub(crate) fn up_locked(
     let slots = after.assign_in_order(config, owner_uid, port_is_free)?;
     let plan = RulesPlan::new(config, &slots);
     let was_up = observe::table_exists(&plan.capture_table())?;
+    let old = recorded_plan(paths, &config.instance).filter(|_| was_up);
     // Recorded first: if this command is killed half way, the next one finds the same ids.
     lock.store(&after)?;
     paths
@@ -193,8 +194,11 @@ pub(crate) fn up_locked(
             if !was_up && config.on_stop == OnStop::Closed && is_up(&config.instance).unwrap_or(true) {
                 return Err(e);
             }
-            // A transaction that failed changed nothing, so a running instance is as it was.
             let _ = lock.store(&before);
+            // A transaction that failed changed nothing. A step after it may have: the rules of before may capture more.
+            if let Some(Err(error)) = old.map(|old| reapply_plan(paths, &old)) {
+                tracing::error!(reason = error.reason(), %error, "the rules of before could not be put back");
+            }
             if !was_up {
                 let _ = remove_rules(paths, &config.instance);
                 if before.get(&config.instance).is_none() {

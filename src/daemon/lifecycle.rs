@@ -162,6 +162,7 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
     if let Some(supervisor) = options.supervisor {
         follow(supervisor).map_err(io_error("follow tngd run"))?;
     }
+    let _ = failpoint::at("serve.bound");
     let sockets = api_sockets::bind(&paths, &config, prepared)?;
     let confinement = confine(&paths, &config);
     start_logging();

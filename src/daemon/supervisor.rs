@@ -173,13 +173,17 @@ fn leave(
             Ok(())
         }
         // The capture table refuses without listeners; the guard's table goes with this process.
-        Err(killed @ RunError::ChildKilled { .. }) => Err(killed),
-        Err(failure) => {
-            // The data plane makes its control socket when it has all its listeners.
-            let served = paths.control_socket(instance).exists();
-            if found.refuses {
+        Err(killed @ RunError::ChildKilled { .. }) => {
+            if !found.has_served(paths, instance) {
                 found.restore(paths, instance);
-            } else if !closed && !served {
+            }
+            Err(killed)
+        }
+        Err(failure) => {
+            let served = found.has_served(paths, instance);
+            if found.refuses && !served {
+                found.restore(paths, instance);
+            } else if !found.refuses && !closed && !served {
                 remove_rules(paths, instance);
                 return Err(failure);
             }
@@ -188,12 +192,17 @@ fn leave(
     }
 }
 
+/// Inode of a socket and when that was made: the number alone is used again.
+type SocketFile = (u64, i64, i64);
+
 /// What an earlier life of the instance left: after a kill, or after a stop with `on_stop = "closed"`.
 struct Found {
     /// Whether its capture table is in the kernel, and refuses.
     refuses: bool,
     /// The plan that the table was made of, and its ids and ports.
     left: Option<(RulesPlan, InstanceSlots)>,
+    /// The control socket that a killed life left.
+    socket: Option<SocketFile>,
 }
 
 impl Found {
@@ -201,7 +210,19 @@ impl Found {
         // Without captures and without the right to look there is nothing that this run could take away.
         let refuses = (captures || may_administer_network()) && apply::is_up(instance)?;
         let slots = Allocations::load(paths)?.get(instance).cloned();
-        Ok(Self { refuses, left: apply::recorded_plan(paths, instance).filter(|_| refuses).zip(slots) })
+        let left = apply::recorded_plan(paths, instance).filter(|_| refuses).zip(slots);
+        Ok(Self { refuses, left, socket: Self::control_socket(paths, instance) })
+    }
+
+    fn control_socket(paths: &Paths, instance: &InstanceName) -> Option<SocketFile> {
+        let file = std::fs::metadata(paths.control_socket(instance)).ok()?;
+        Some((file.ino(), file.ctime(), file.ctime_nsec()))
+    }
+
+    /// Whether the data plane of this run got as far as to serve: it makes its control socket when it has all its listeners.
+    fn has_served(&self, paths: &Paths, instance: &InstanceName) -> bool {
+        let socket = Self::control_socket(paths, instance);
+        socket.is_some() && socket != self.socket
     }
 
     /// `failure`, with what still refuses.

@@ -8,7 +8,7 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustls::AlertDescription;
@@ -305,16 +305,7 @@ impl Direction {
         W: AsyncWrite + Unpin,
     {
         for _ in 0..ROUNDS {
-            while !self.kept.is_empty() {
-                match Pin::new(&mut *to).poll_write(cx, self.kept.rest()) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(result) => {
-                        let count = written(result)?;
-                        self.kept.advance(count);
-                        self.note(count, flow);
-                    }
-                }
-            }
+            ready!(self.poll_kept(cx, to, flow))?;
             if self.ended {
                 return self.poll_close(cx, to);
             }
@@ -341,6 +332,21 @@ impl Direction {
         Poll::Pending
     }
 
+    /// Writes what an earlier write left. Ready when nothing is left.
+    fn poll_kept<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut W,
+        flow: Flow<'_>,
+    ) -> Poll<Result<(), Failure>> {
+        while !self.kept.is_empty() {
+            let count = written(ready!(Pin::new(&mut *to).poll_write(cx, self.kept.rest())))?;
+            self.kept.advance(count);
+            self.note(count, flow);
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Delivers what the reader still has, after one side has failed. Ready when there is no more, or when it cannot be
     /// delivered. The end of the reader is not passed on: it is no clean one.
     fn poll_last<R, W>(
@@ -356,15 +362,8 @@ impl Direction {
         W: AsyncWrite + Unpin,
     {
         for _ in 0..ROUNDS {
-            while !self.kept.is_empty() {
-                match Pin::new(&mut *to).poll_write(cx, self.kept.rest()) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Ok(count)) if count > 0 => {
-                        self.kept.advance(count);
-                        self.note(count, flow);
-                    }
-                    Poll::Ready(_) => return Poll::Ready(()),
-                }
+            if ready!(self.poll_kept(cx, to, flow)).is_err() {
+                return Poll::Ready(());
             }
             let mut filled = ReadBuf::new(scratch);
             let stop = if self.ended { Stop::End } else { fill(cx, from, &mut filled) };

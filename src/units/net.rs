@@ -50,11 +50,20 @@ pub fn service_starting(paths: &Paths, path: &Path, owner_uid: u32) -> Result<()
 
 /// A guard that runs changes first: what is captured newly is refused for a moment rather than let through.
 fn apply_rules(paths: &Paths, config: &Config, owner_uid: u32) -> Result<(), UnitError> {
-    if guard::is_running(paths, &config.instance) {
+    let guarded = guard::is_running(paths, &config.instance);
+    let old = apply::recorded_plan(paths, &config.instance);
+    if guarded {
         let slots = apply::allocate(paths, config, owner_uid)?;
         guard::request_load(paths, &RulesPlan::new(config, &slots))?;
     }
-    apply::up(paths, config, owner_uid)?;
+    let applied = apply::up(paths, config, owner_uid);
+    // The guard of rules that did not come about may refuse less than that of the rules that are still there.
+    if let (true, Err(_), Some(old)) = (guarded, &applied, old)
+        && let Err(error) = guard::request_load(paths, &old)
+    {
+        tracing::error!(reason = error.reason(), %error, "the guard could not be given the rules of before");
+    }
+    applied?;
     Ok(())
 }
 

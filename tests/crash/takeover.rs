@@ -145,6 +145,24 @@ fn a_start_that_fails_puts_back_the_rules_that_it_replaced() {
     }
 }
 
+/// The same where rules, and not the listeners, are what fails, and where the data plane is killed before it serves.
+#[test]
+fn a_start_that_fails_or_is_killed_behind_its_rules_puts_back_those_that_it_replaced() {
+    let lab = lab();
+    for side in sides(&lab) {
+        for (point, action) in [("net-up.record", "error"), ("net-up.done", "error"), ("serve.bound", "kill")] {
+            let mut first = Tng::start(side.host, side.instance, &side.toml);
+            killed(&mut first);
+            let other = side.toml.replace("port = 8080", "port = 8999");
+            let fail = ("TNG_FAILPOINT", format!("{point}={action}"));
+            let mut failed = Tng::spawn_with(side.host, side.instance, &other, &[], &[(fail.0, &fail.1)]);
+            assert_eq!(failed.wait().code(), Some(1), "{} {point}: {}", side.name, failed.output());
+            side.refuses(&lab, &failed.output(), point);
+            side.opens_by_hand(&lab, point);
+        }
+    }
+}
+
 #[test]
 fn a_data_plane_that_fails_after_it_served_leaves_its_rules() {
     let lab = lab();

@@ -132,3 +132,22 @@ fn a_journal_that_is_not_read_stops_nothing() {
     let mut child = Running(command.stdin(Stdio::null()).spawn().expect("unshare"));
     goes_on(&world, &mut child);
 }
+
+/// A message of many lines waits once for a reader, and not once a line.
+#[test]
+fn a_command_whose_errors_nobody_reads_ends_soon_with_its_status() {
+    let world = World::new();
+    let host = &world.client;
+    let file = host.config_dir().join("bad.toml");
+    std::fs::write(&file, (0..40).map(|n| format!("wrong{n} = 1\n")).collect::<String>()).expect("write");
+    // The pipe is full before the command writes to it.
+    let script = "python3 -c 'import os; os.set_blocking(2, False)\ntry:\n  while True: os.write(2, b\"x\" * 4096)\nexcept BlockingIOError: os.set_blocking(2, True)'; exec \"$@\"";
+    let (tngd, file) = (tngd().to_string_lossy().into_owned(), file.to_string_lossy().into_owned());
+    let words = ["-c", script, "sh", &tngd, "run", &file];
+    let mut command = host.command("sh", &words);
+    let begun = Instant::now();
+    let mut child = Running(command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("sh"));
+    let _unread = child.0.stderr.take().expect("piped");
+    assert_eq!(child.0.wait().expect("wait").code(), Some(78));
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+}

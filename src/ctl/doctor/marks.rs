@@ -30,6 +30,10 @@ impl MarkRule {
         {
             return None;
         }
+        // What this host sends comes in by lo (ip-rule(8)); a rule for another interface is about forwarded packets.
+        if rule["iif"].as_str().is_some_and(|iif| iif != "lo") {
+            return None;
+        }
         let mark = hex(&rule["fwmark"])?;
         let mask = hex(&rule["fwmask"]).unwrap_or(u32::MAX);
         let table = rule["table"].as_str().unwrap_or_default();
@@ -68,8 +72,12 @@ pub(super) fn check(host: &dyn Host, instances: &[Instance]) -> Option<Finding> 
     let mut rules = Vec::new();
     for family in ["-4", "-6"] {
         let ran = host.run(&["ip", family, "-j", "rule", "show"], None);
-        let listed = ran.text().and_then(|text| serde_json::from_str::<Vec<Value>>(text).ok()).unwrap_or_default();
-        rules.extend(listed.iter().filter_map(|rule| MarkRule::read(family, rule)));
+        match (ran.text().and_then(|text| serde_json::from_str::<Vec<Value>>(text).ok()), family) {
+            (Some(listed), _) => rules.extend(listed.iter().filter_map(|rule| MarkRule::read(family, rule))),
+            (None, "-4") => return Some(Finding::note(check, "not checked: ip -j rule show gave no answer")),
+            // A kernel without IPv6 has no such rules to list.
+            (None, _) => {}
+        }
     }
     let taken: Vec<String> = marks
         .iter()
@@ -117,6 +125,9 @@ mod tests {
         assert_eq!(rule(565, "0x600", "0xff00", "565"), None, "ours");
         assert_eq!(rule(40_000, "0x200", "0xf00", "2004"), None, "behind main");
         assert_eq!(MarkRule::read("-4", &json!({ "priority": 9, "table": "main" })), None, "for all marks");
+        let by = |iif: &str| json!({ "priority": 9, "iif": iif, "fwmark": "0x236", "table": "9" });
+        assert_eq!(MarkRule::read("-4", &by("eth0")), None, "forwarded packets");
+        assert!(MarkRule::read("-4", &by("lo")).expect("what this host sends").takes(566));
     }
 
     #[test]
