@@ -68,6 +68,7 @@ pub(super) fn check(raw: &RawFile, instance: InstanceName, source: &Path, sink: 
             }
         }
     }
+    check_effect::own_names(&root, endpoints.iter().map(|(_, endpoint)| endpoint), sink);
     let control = control?;
     conflicts::within(&endpoints, control, sink);
     if sink.has_errors() {
@@ -149,9 +150,6 @@ fn endpoint(raw: &At<RawEndpoint>, side: Side, sink: &mut Sink<'_>) -> Option<Pa
         }
     };
     let ra = ra(raw, side, sink);
-    if let (Some(raw), Some(Mode::Netfilter(netfilter)), Some(ra)) = (raw_netfilter, &mode, &ra) {
-        check_effect::own_names(&raw.at, netfilter, ra, side, sink);
-    }
     let limits = raw_limits.as_ref().map_or_else(|| Some(Limits::default()), |raw| limits(raw, sink));
     Some((mode?, ra?, limits?))
 }

@@ -3,11 +3,11 @@
 
 use ipnet::IpNet;
 
-use super::diagnostics::Sink;
+use super::diagnostics::{Place, Sink};
 use super::overlap::covers;
 use super::raw::RawMatch;
 use super::reader::At;
-use super::{AsService, Match, Netfilter, PortRange, Ra, Side, VerifyProvider};
+use super::{AsService, Endpoint, Match, Mode, PortRange, Side, VerifyProvider};
 
 /// The service's user, as the package makes it (systemd/tng.sysusers).
 const OWN_USER: &str = "tng";
@@ -43,7 +43,7 @@ pub(super) fn entries(
         }
         let takes = |port| takes(entry, excludes, port);
         match side {
-            Side::Ingress if takes(DNS) => {
+            Side::Ingress if takes_dns(entry, excludes) => {
                 let message = "captures port 53 of remote hosts: DNS over TCP goes through the tunnel, and over UDP it is \
                                refused";
                 let hint = "exclude the name server: exclude = [{ to = \"192.0.2.53\", port = 53 }]";
@@ -67,37 +67,42 @@ pub(super) fn entries(
 /// Whether connections to `port` are captured by `entry`, exclusions considered.
 fn takes(entry: &Match, excludes: &[Match], port: u16) -> bool {
     let traffic = Match { port: Some(PortRange::single(port)), ..entry.clone() };
-    covers(entry, &traffic) && !excludes.iter().any(|exclude| covers(exclude, &traffic) || names_servers(exclude, port))
+    covers(entry, &traffic) && !excludes.iter().any(|exclude| covers(exclude, &traffic))
 }
 
-/// Whether an exclusion is about single hosts' `port`: its operator has thought of it.
-fn names_servers(exclude: &Match, port: u16) -> bool {
-    exclude.to.is_some() && exclude.port.is_some_and(|ports| ports.contains(port))
+/// The same of DNS, which goes to few hosts: an exclusion of one of them says that its operator has thought of it.
+fn takes_dns(entry: &Match, excludes: &[Match]) -> bool {
+    let server = |exclude: &Match| exclude.to.is_some() && exclude.port.is_none_or(|ports| ports.contains(DNS));
+    takes(entry, excludes, DNS) && !excludes.iter().any(server)
 }
 
-/// The endpoint's own look-ups: the resolver is the C library's, whose sockets carry no mark of tng's.
-pub(super) fn own_names(
-    at: &super::diagnostics::Place,
-    netfilter: &Netfilter,
-    ra: &Ra,
-    side: Side,
-    sink: &mut Sink<'_>,
-) {
-    if side == Side::Egress
-        || !netfilter.capture.iter().any(|entry| takes(entry, &netfilter.exclude, DNS) && is_wide(entry))
-    {
-        return;
-    }
-    let service = match ra.verify.as_ref().map(|verify| &verify.provider) {
-        Some(VerifyProvider::As(service)) => service,
-        _ => return,
+/// The own look-ups of a file's endpoints under its captures: the resolver is the C library's, whose sockets carry no mark
+/// of tng's.
+pub(super) fn own_names<'a>(at: &Place, endpoints: impl Iterator<Item = &'a Endpoint> + Clone, sink: &mut Sink<'_>) {
+    let captures_dns = |endpoint: &Endpoint| match &endpoint.mode {
+        Mode::Netfilter(n) if endpoint.side == Side::Ingress => {
+            n.capture.iter().any(|entry| takes_dns(entry, &n.exclude) && is_wide(entry))
+        }
+        Mode::Netfilter(_) | Mode::Mapping(_) => false,
     };
-    if let Some(name) = names(service).next() {
-        let message = format!(
-            "as_addr names {name}, and a capture of this endpoint takes or refuses what looks names up: the service would \
-             not be found"
-        );
-        sink.warn(at, "service-by-name", message, "write the service's address, or exclude the name server's port 53");
+    let Some(capturing) = endpoints.clone().find(|endpoint| captures_dns(endpoint)) else { return };
+    for endpoint in endpoints {
+        let Some(VerifyProvider::As(service)) = endpoint.ra.verify.as_ref().map(|verify| &verify.provider) else {
+            continue;
+        };
+        if let Some(name) = names(service).next() {
+            let message = format!(
+                "as_addr of endpoint {} names {name}, and the captures of endpoint {} take or refuse what looks names up: \
+                 the service would not be found",
+                endpoint.name, capturing.name
+            );
+            sink.warn(
+                at,
+                "service-by-name",
+                message,
+                "write the service's address, or exclude the name server's port 53",
+            );
+        }
     }
 }
 

@@ -25,7 +25,8 @@ pub(super) fn recognise(text: &str) -> Option<(&'static str, &'static str)> {
         ));
     }
     let flags = ["--listen", "--target", "--keystore", "--cacert", "--allow-cn", "ghostunnel "];
-    if begins(&flags) || begins(&["listen: ", "target: ", "keystore: "]) {
+    let yaml = begins(&["listen: "]) && begins(&["target: "]) && !begins(&["["]);
+    if begins(&flags) || yaml {
         return Some((
             "a configuration of ghostunnel",
             "`listen` and `target` are those of an [ingress.mapping] (client) or an [egress.mapping] (server): see \
@@ -38,7 +39,8 @@ pub(super) fn recognise(text: &str) -> Option<(&'static str, &'static str)> {
 /// A character that looks like another one and is not, in the line of `offset`: where it is, its name, what to write.
 pub(super) fn lookalike(text: &str, offset: usize) -> Option<(usize, &'static str, &'static str)> {
     let start = text.get(..offset)?.rfind('\n').map_or(0, |at| at + 1);
-    let line = text.get(start..)?.lines().next()?;
+    // What stands in a comment is no mistake.
+    let line = text.get(start..)?.lines().next()?.split('#').next()?;
     line.char_indices().find_map(|(at, c)| {
         let (name, write) = match c {
             '\u{a0}' | '\u{2007}' | '\u{202f}' => ("a no-break space", "write an ordinary space"),
@@ -73,6 +75,7 @@ mod tests {
         );
         assert_eq!(name("listen: localhost:8443\ntarget: localhost:80\n"), Some("a configuration of ghostunnel"));
         assert_eq!(name("[[ingress]]\n[ingress.mapping]\nlisten = \"127.0.0.1:1\"\ntarget = \"x:1\"\n"), None);
+        assert_eq!(name("[[ingress]]\n[ingress.mapping]\nlisten: \"127.0.0.1:1\"\ntarget: \"x:1\"\n"), None, "a slip");
         assert_eq!(name(""), None);
     }
 
@@ -83,5 +86,6 @@ mod tests {
         assert_eq!(lookalike("a\u{a0}= 1", 0).map(|(at, name, _)| (at, name)), Some((1, "a no-break space")));
         assert_eq!(lookalike("a = 1", 0), None);
         assert_eq!(lookalike("a = 1", 99), None);
+        assert_eq!(lookalike("a = = 1 # from 1\u{2013}9", 4), None);
     }
 }

@@ -442,6 +442,28 @@ fn captures_that_take_more_along_than_meant_are_warned_of_by_their_effect() {
         assert!(warns(&egress(&format!("capture = [{ssh}]")), "captures-ssh"), "{ssh}");
     }
     assert!(!warns(&egress("capture = [{ port = \"1-1000\" }]\nexclude = [{ port = 22 }]"), "captures-ssh"));
+    let one = "capture = [{ port = 22 }]\nexclude = [{ to = \"192.0.2.1\", port = 22 }]";
+    assert!(warns(&egress(one), "captures-ssh"), "the other addresses are captured still");
+    let server = "capture = [{ port = \"1-100\" }]\nexclude = [{ to = \"192.0.2.53\" }]";
+    assert!(!warns(&ingress(server), "captures-dns"));
     assert!(warns(&ingress("capture = [{ port = 21 }]"), "captures-ftp"));
     assert!(!warns(&ingress("capture = [{ port = \"21-65535\" }]"), "captures-ftp"));
+}
+
+#[test]
+fn a_service_by_name_under_a_capture_of_everything_is_warned_of_whichever_endpoint_asks_it() {
+    let file = |as_addr: &str, capture: &str| {
+        format!(
+            "[[ingress]]\nname = \"all\"\nno_ra = true\n[ingress.netfilter]\n{capture}\n[[ingress]]\nname = \"asks\"\n\
+             [ingress.mapping]\nlisten = \"127.0.0.1:7000\"\ntarget = \"192.0.2.1:1\"\n[ingress.verify]\n\
+             as_addr = \"{as_addr}\"\npolicy_ids = [\"default\"]\n"
+        )
+    };
+    let warns = |as_addr: &str, capture: &str| warned(&good(&file(as_addr, capture)), "service-by-name");
+    let everything = "capture = [{ port = \"1-65535\" }]";
+    assert!(warns("https://as.example/", everything));
+    assert!(!warns("https://192.0.2.9/", everything), "by address");
+    assert!(!warns("https://as.example/", "capture = [{ port = 8443 }]"), "DNS goes on");
+    let excluded = format!("{everything}\nexclude = [{{ to = \"192.0.2.53\", port = 53 }}]");
+    assert!(!warns("https://as.example/", &excluded));
 }
