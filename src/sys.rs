@@ -69,6 +69,24 @@ pub fn adopt(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// Makes `control`, an open `/dev/net/tun`, a TUN device that goes when it is closed (Linux,
+/// Documentation/networking/tuntap.rst). A `%d` in `name` becomes a number. Returns the name.
+pub fn tun(control: BorrowedFd<'_>, name: &str) -> io::Result<String> {
+    // SAFETY: ifreq holds integers, arrays and pointers that nobody follows here; all zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which lives for the call.
+    done(unsafe { libc::ioctl(control.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+    let name = request.ifr_name.iter().take_while(|c| **c != 0).map(|c| *c as u8).collect();
+    String::from_utf8(name).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
 /// Bytes in the send queue of a TCP socket: not sent, or not acknowledged (`SIOCOUTQ`, tcp(7)).
 pub fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;

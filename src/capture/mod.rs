@@ -12,7 +12,7 @@ mod held;
 pub mod ir;
 pub mod marks;
 pub mod nft;
-mod nft_process;
+pub(crate) mod nft_process;
 pub mod observe;
 pub mod order;
 mod owner;

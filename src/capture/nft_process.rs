@@ -14,9 +14,9 @@ use crate::sys;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The process. It ends when its standard input does: with a guard that is killed, too. Dropping it kills it.
-pub(super) struct NftProcess {
+pub(crate) struct NftProcess {
     /// Where the transactions are put for `include`.
-    file: PathBuf,
+    file: Option<PathBuf>,
     child: Child,
     stdin: ChildStdin,
     lines: Receiver<Line>,
@@ -29,8 +29,15 @@ enum Line {
 }
 
 impl NftProcess {
-    /// Starts nft.
+    /// Starts nft; what it loads passes through `file`.
     pub(super) fn start(file: &Path) -> Result<Self, NftError> {
+        let mut nft = Self::start_without_file()?;
+        nft.file = Some(file.to_owned());
+        Ok(nft)
+    }
+
+    /// Starts nft for [`NftProcess::run`] alone.
+    pub(crate) fn start_without_file() -> Result<Self, NftError> {
         let program = nft::program();
         let mut child = Command::new(&program)
             .arg("-i")
@@ -49,15 +56,22 @@ impl NftProcess {
         let Some(stdin) = child.stdin.take() else {
             return Err(NftError::Refused("nft has no standard input".into()));
         };
-        Ok(Self { file: file.to_owned(), child, stdin, lines })
+        Ok(Self { file: None, child, stdin, lines })
     }
 
     /// Runs `transaction` and reads the table back.
     pub(super) fn load(&mut self, transaction: &str, table: &str) -> Result<(), NftError> {
-        super::allocation::write_atomically(&self.file, transaction.as_bytes())?;
+        let Some(file) = &self.file else { return Err(NftError::Refused("nft has no file to include".into())) };
+        super::allocation::write_atomically(file, transaction.as_bytes())?;
+        let include = format!("include \"{}\"\n", file.display());
+        self.run(&include, table)
+    }
+
+    /// Runs `commands`, whole lines, each a transaction of its own, and reads the table back.
+    pub(crate) fn run(&mut self, commands: &str, table: &str) -> Result<(), NftError> {
         let list = format!("list table inet {table}");
         // Broken pipe: nft died; reading its last words below says so.
-        let _ = writeln!(self.stdin, "include \"{}\"\n{list}", self.file.display());
+        let _ = writeln!(self.stdin, "{commands}{list}");
         let end = Instant::now() + DEADLINE;
         let mut complaints = Vec::new();
         loop {
@@ -95,7 +109,9 @@ impl Drop for NftProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = std::fs::remove_file(&self.file);
+        if let Some(file) = &self.file {
+            let _ = std::fs::remove_file(file);
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use tng::attest::VerifyError;
 use tng::attest::host::{HostError, HostEvidence};
 use tng::ctl::Style;
-use tng::ctl::doctor::{AgentError, Check, Ran, Rules, Severity, doctor};
+use tng::ctl::doctor::{AgentError, Check, Fate, Ran, Rules, Severity, doctor};
 
 use super::world::{FakeHost, NOW, done, failed};
 
@@ -101,7 +101,7 @@ const FAULTS: &[Fault] = &[
         Severity::Error,
         |h| {
             let rule = r#"{"rule":{"family":"inet","table":"m","chain":"p","expr":[{"mangle":{"key":{"meta":{"key":"mark"}},"value":{"ct":{"key":"mark"}}}}]}}"#;
-            h.answer("nft -j list ruleset", done(&format!(r#"{{"nftables":[{rule}]}}"#)));
+            h.answer("nft -j list table", done(&format!(r#"{{"nftables":[{rule}]}}"#)));
         },
         "inet m p",
         "meta mark & 0xffff 0",
@@ -111,10 +111,29 @@ const FAULTS: &[Fault] = &[
         Severity::Note,
         |h| {
             let rule = r#"{"rule":{"family":"ip","table":"mangle","chain":"OUTPUT","expr":[{"mangle":{"key":{"meta":{"key":"mark"}},"value":7}}]}}"#;
-            h.answer("nft -j list ruleset", done(&format!(r#"{{"nftables":[{rule}]}}"#)));
+            h.answer("nft -j list table", done(&format!(r#"{{"nftables":[{rule}]}}"#)));
         },
         "ip mangle OUTPUT",
         "meta mark set",
+    ),
+    (
+        Check::FilterRules,
+        Severity::Error,
+        |h| {
+            let expr = r#"{"match":{"op":"!=","left":{"meta":{"key":"iifname"}},"right":"wg0"}},{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"daddr"}},"right":"192.0.2.11"}},{"match":{"op":"!=","left":{"fib":{"result":"type","flags":["saddr"]}},"right":"local"}},{"drop":null}"#;
+            let rule =
+                format!(r#"{{"rule":{{"family":"ip","table":"wg-quick-wg0","chain":"preraw","expr":[{expr}]}}}}"#);
+            h.answer("nft -j list table", done(&format!(r#"{{"nftables":[{rule}]}}"#)));
+        },
+        "ip wg-quick-wg0 preraw",
+        "nft insert rule ip wg-quick-wg0 preraw iif lo accept",
+    ),
+    (
+        Check::TrialSyn,
+        Severity::Error,
+        |h| h.fate = Fate::Silent,
+        "endpoint in, IPv4: a trial SYN was lost",
+        "nft list ruleset",
     ),
     (
         Check::Docker,
@@ -510,7 +529,14 @@ fn without_root_what_needs_it_is_a_note() {
     host.agent = Err(AgentError::Denied);
     broken_nft(&mut host);
     assert_eq!(host.problems(Severity::Warning), []);
-    for check in [Check::NftTproxy, Check::RulesPresent, Check::GuardRunning, Check::MarkWriters, Check::AaAccess] {
+    for check in [
+        Check::NftTproxy,
+        Check::RulesPresent,
+        Check::GuardRunning,
+        Check::MarkWriters,
+        Check::TrialSyn,
+        Check::AaAccess,
+    ] {
         assert_eq!(host.worst(check).what, "not checked: needs root");
     }
     assert!(!host.ran.borrow().iter().any(|line| line.starts_with("unshare")), "{:?}", host.ran);

@@ -16,4 +16,5 @@ mod faults;
 mod manual;
 mod real;
 mod saved;
+mod trial;
 mod world;

@@ -13,7 +13,7 @@ use super::netns::{Connect, Host, Parts, Tng, World, kernel_state, run, run_tngc
 
 /// The doctor's exit status and findings on a host.
 #[track_caller]
-fn doctor(host: &Host) -> (Option<i32>, Vec<Value>) {
+pub fn doctor(host: &Host) -> (Option<i32>, Vec<Value>) {
     let out = run_tngctl(host, &["doctor", "--json"]);
     let findings = serde_json::from_str(&out.stdout).unwrap_or_else(|e| panic!("{e}\n{}{}", out.stdout, out.stderr));
     (out.status.code(), findings)
@@ -29,7 +29,7 @@ fn severity<'a>(findings: &'a [Value], id: &str) -> Option<&'a str> {
 }
 
 /// What an unprivileged user would be refused is not this test's matter: the file is the caller's.
-fn kernel_errors(findings: &[Value]) -> Vec<&str> {
+pub fn kernel_errors(findings: &[Value]) -> Vec<&str> {
     errors(findings).into_iter().filter(|id| !["user", "config-access"].contains(id)).collect()
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tng::attest::{AsSeen, VerifyError};
 use tng::capture::nft::NftError;
 use tng::config::{AsService, InstanceName, Verify};
-use tng::ctl::doctor::{AgentError, Check, Finding, Host, Ran, Rules, Running, Severity, examine};
+use tng::ctl::doctor::{AgentError, Check, Fate, Finding, Host, Ran, Rules, Running, Severity, Trial, Tried, examine};
 
 /// Some day in 2026.
 pub const NOW: Duration = Duration::from_secs(1_780_000_000);
@@ -24,7 +25,10 @@ const CONFIG: &str = r#"
 [[ingress]]
 name = "in"
 [ingress.netfilter]
-capture = [{ to = "203.0.113.0/24", port = 8080, cgroup = "system.slice" }]
+capture = [
+  { to = "203.0.113.0/24", port = 8080, cgroup = "system.slice" },
+  { to = "198.51.100.0/24", port = 8080 },
+]
 [ingress.verify]
 as_addr = "http://127.0.0.1:8080/"
 policy_ids = ["default"]
@@ -45,6 +49,8 @@ pub struct FakeHost {
     pub rules: Result<Rules, String>,
     pub agent: Result<String, AgentError>,
     pub service: Result<AsSeen, VerifyError>,
+    /// What becomes of a trial SYN.
+    pub fate: Fate,
     _agent_socket: UnixListener,
 }
 
@@ -80,6 +86,7 @@ impl FakeHost {
             }),
             agent: Ok("tdx".into()),
             service: Ok(AsSeen { anchors: "JWKS of http://127.0.0.1:8080".into(), date }),
+            fate: Fate::Answered,
             _agent_socket: agent_socket,
         };
         for (file, text) in [
@@ -103,7 +110,8 @@ impl FakeHost {
         host.answer("nft --version", done("nftables v1.0.6 (Lester Gooch #5)"));
         host.answer("unshare", done(""));
         host.answer("ip", done(IP_RULES));
-        host.answer("nft -j list ruleset", done(r#"{"nftables":[{"metainfo":{}}]}"#));
+        host.answer("nft list tables", done("table inet filter\ntable inet tng_in\n"));
+        host.answer("nft -j list table", done(r#"{"nftables":[{"metainfo":{}}]}"#));
         host.answer("systemctl --version", done("systemd 252 (252.39-1~deb12u2)\n+PAM"));
         host.answer("systemctl is-active", failed(""));
         host.answer("timedatectl", done("yes\n"));
@@ -226,6 +234,13 @@ impl Host for FakeHost {
     }
     fn rules(&self, _: &InstanceName) -> Result<Rules, NftError> {
         self.rules.clone().map_err(NftError::Refused)
+    }
+    fn local_addresses(&self) -> Vec<IpAddr> {
+        ["127.0.0.1", "::1", "192.0.2.11"].map(|a| a.parse().expect("address")).to_vec()
+    }
+    fn trial(&self, trials: &[Trial]) -> Result<Vec<Tried>, String> {
+        let tried = |trial: &Trial| Tried { trial: trial.clone(), to: None, fate: self.fate.clone(), steps: None };
+        Ok(trials.iter().map(tried).collect())
     }
     fn agent(&self, _: &Path, user: &str, _: &[&str]) -> Result<String, AgentError> {
         assert!(user == "tng" || user == "root", "{user}");

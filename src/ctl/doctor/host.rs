@@ -2,7 +2,7 @@
 //! need more than either.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::unistd::{Uid, User};
 
 use super::agent;
+use super::trial::{self, Trial, Tried};
 use crate::attest::{AsSeen, AsVerifier, AsrAttester, AttestError, SystemClock, VerifyError};
 use crate::capture::nft::{self, NftError};
 use crate::capture::plan::{capture_table_name, guard_table_name};
@@ -98,6 +99,13 @@ pub trait Host {
     fn running(&self) -> Vec<Running>;
     /// Looks at rules, routes and guard. Only as root.
     fn rules(&self, instance: &InstanceName) -> Result<Rules, NftError>;
+    /// The addresses of this host's interfaces.
+    fn local_addresses(&self) -> Vec<IpAddr>;
+    /// Sends captured SYNs to the instance's own listeners. Only as root.
+    ///
+    /// # Errors
+    /// Nothing was sent, and why.
+    fn trial(&self, trials: &[Trial]) -> Result<Vec<Tried>, String>;
     /// Asks the agent for its TEE, as `user` with the groups `more` besides its own when the caller is root.
     fn agent(&self, socket: &Path, user: &str, more: &[&str]) -> Result<String, agent::AgentError>;
     /// Asks the attestation service for its anchors.
@@ -200,6 +208,18 @@ impl Host for RealHost {
             guard_running: guard::is_running(&paths, instance),
             guard_table,
         })
+    }
+    fn local_addresses(&self) -> Vec<IpAddr> {
+        let all = nix::ifaddrs::getifaddrs().into_iter().flatten();
+        let address = |a: nix::ifaddrs::InterfaceAddress| {
+            let address = a.address?;
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+        };
+        all.filter_map(address).collect()
+    }
+    fn trial(&self, trials: &[Trial]) -> Result<Vec<Tried>, String> {
+        trial::run(self, trials)
     }
     fn agent(&self, socket: &Path, user: &str, more: &[&str]) -> Result<String, agent::AgentError> {
         agent::ask_as(self, socket, user, more)

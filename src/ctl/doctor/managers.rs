@@ -1,19 +1,21 @@
 //! Other software that makes rules, routes or marks.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::finding::{Check, Finding};
 use super::host::Host;
+use super::listing::{Listing, NO_LISTING, Rule};
 use super::networkd;
 use crate::capture::marks::{CAPTURED_BASE, CAPTURED_MASK, MARK_MASK, ROUTE_TABLE};
-use crate::capture::nft;
 
 /// All of it.
-pub(super) fn check(host: &dyn Host) -> Vec<Finding> {
+pub(super) fn check(host: &dyn Host, listing: Option<&Listing>) -> Vec<Finding> {
     let mut found = Vec::new();
     found.extend(networkd::check(host));
     found.push(policy_rules(host));
-    found.push(mark_writers(host));
+    found.push(mark_writers(host, listing));
     if host.is_active("docker.service") {
         found.push(
             Finding::note(Check::Docker, "docker runs: its published ports are DNATed to containers")
@@ -109,20 +111,17 @@ fn describe(family: &str, rule: &Value) -> (String, String) {
 }
 
 /// Who writes marks whole instead of masked overwrites ours.
-fn mark_writers(host: &dyn Host) -> Finding {
+fn mark_writers(host: &dyn Host, listing: Option<&Listing>) -> Finding {
     let check = Check::MarkWriters;
     if !host.is_root() {
         return Finding::needs_root(check);
     }
-    let program = nft::program();
-    let ran = host.run(&[&program.to_string_lossy(), "-j", "list", "ruleset"], None);
-    let Some(listing) = ran.text().and_then(|text| serde_json::from_str::<Value>(text).ok()) else {
-        return Finding::note(check, "not checked: nft -j list ruleset gave no answer");
+    let Some(listing) = listing else { return Finding::note(check, NO_LISTING) };
+    let chains = |is_meant: fn(&Rule) -> bool| -> Vec<String> {
+        let chains = listing.rules.iter().filter(|rule| is_meant(rule)).map(|r| format!("{} {}", r.table, r.chain));
+        chains.collect::<BTreeSet<_>>().into_iter().collect()
     };
-    let objects = listing["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let mut restorers: Vec<String> = objects.iter().filter_map(|o| restorer(&o["rule"])).collect();
-    restorers.sort();
-    restorers.dedup();
+    let restorers = chains(restores);
     if !restorers.is_empty() {
         return Finding::error(
             check,
@@ -131,9 +130,10 @@ fn mark_writers(host: &dyn Host) -> Finding {
         .why("the mark of captured packets and of the tunnel's sockets is lost: nothing connects through tng")
         .fix(format!("nft -a list ruleset | grep -n 'mark set ct mark'  # write instead: {BUT_OURS}"));
     }
-    let mut writers: Vec<String> = objects.iter().filter_map(|o| writer(&o["rule"])).collect();
-    writers.sort();
-    writers.dedup();
+    let writers = chains(writes);
+    if writers.is_empty() && !listing.unread.is_empty() {
+        return Finding::note(check, format!("not checked: nft cannot list table {}", listing.unread.join(", table ")));
+    }
     if writers.is_empty() {
         return Finding::ok(check, "no foreign chain writes the mark's low half");
     }
@@ -146,37 +146,25 @@ fn mark_writers(host: &dyn Host) -> Finding {
 const BUT_OURS: &str = "meta mark & 0xffff 0 ct mark & 0xff00 != 0x0600 ct mark & 0xffff != { 565, 566, 0x0578, 0x057a } \
                         meta mark set ct mark";
 
-/// A chain with `meta mark set ct mark` that no condition on tng's marks precedes.
-fn restorer(rule: &Value) -> Option<String> {
-    let (family, table, chain) = (rule["family"].as_str()?, rule["table"].as_str()?, rule["chain"].as_str()?);
-    if table.starts_with("tng_") || table.starts_with("tngguard_") {
-        return None;
-    }
-    let expressions = rule["expr"].as_array()?;
-    let restores = expressions
-        .iter()
-        .any(|expr| expr["mangle"]["key"]["meta"]["key"] == "mark" && expr["mangle"]["value"]["ct"]["key"] == "mark");
+/// `meta mark set ct mark` that no condition on tng's marks precedes.
+fn restores(rule: &Rule) -> bool {
+    let is_restore =
+        |expr: &Value| expr["mangle"]["key"]["meta"]["key"] == "mark" && expr["mangle"]["value"]["ct"]["key"] == "mark";
     // A rule that looks at the packet's mark first is one whose author thought of other marks.
-    let looks = expressions.iter().any(|expr| mentions_mark(&expr["match"]["left"]));
-    (restores && !looks).then(|| format!("{family} {table} {chain}"))
+    rule.expr.iter().any(is_restore) && !rule.expr.iter().any(|expr| mentions_mark(&expr["match"]["left"]))
 }
 
 fn mentions_mark(value: &Value) -> bool {
     value["meta"]["key"] == "mark" || value["&"].as_array().is_some_and(|both| both.iter().any(mentions_mark))
 }
 
-fn writer(rule: &Value) -> Option<String> {
-    let (family, table, chain) = (rule["family"].as_str()?, rule["table"].as_str()?, rule["chain"].as_str()?);
-    if table.starts_with("tng_") || table.starts_with("tngguard_") {
-        return None;
-    }
-    let writes = rule["expr"].as_array()?.iter().any(|expr| {
+fn writes(rule: &Rule) -> bool {
+    rule.expr.iter().any(|expr| {
         let mangle = &expr["mangle"];
         let is_mark = ["meta", "ct"].iter().any(|kind| mangle["key"][kind]["key"] == "mark");
         let target = expr["xt"]["name"].as_str();
         is_mark && kept(&mangle["value"]) & MARK_MASK != MARK_MASK || matches!(target, Some("MARK" | "CONNMARK"))
-    });
-    writes.then(|| format!("{family} {table} {chain}"))
+    })
 }
 
 /// The bits of the old mark that a written value keeps.
@@ -234,11 +222,11 @@ mod tests {
     fn a_connmark_that_is_restored_whole_is_found_and_one_that_leaves_ours_alone_is_not() {
         let restore =
             json!({ "mangle": { "key": { "meta": { "key": "mark" } }, "value": { "ct": { "key": "mark" } } } });
-        let rule = |expr: Vec<Value>| restorer(&json!({ "family": "inet", "table": "m", "chain": "p", "expr": expr }));
-        assert_eq!(rule(vec![restore.clone()]).as_deref(), Some("inet m p"));
+        let rule = |expr: Vec<Value>| restores(&Rule { table: "inet m".into(), chain: "p".into(), expr });
+        assert!(rule(vec![restore.clone()]));
         let ours_first =
             json!({ "match": { "op": "==", "right": 0, "left": { "&": [{ "meta": { "key": "mark" } }, 0xffff] } } });
-        assert_eq!(rule(vec![ours_first, restore]), None);
+        assert!(!rule(vec![ours_first, restore]));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! `tngctl doctor`: looks at everything that an instance depends on, and names for each finding what it is, why it
 //! matters and the command that mends it.
 //!
-//! Facts come from a [`Host`], which tests replace; what they mean is decided by functions of the facts. Nothing is
-//! changed, everything has a deadline.
+//! Facts come from a [`Host`], which tests replace; what they mean is decided by functions of the facts. Nothing of the
+//! host is changed, and everything has a deadline. While the trial runs, a table and a TUN device of the doctor's own
+//! are there; both go with the process.
 
 mod agent;
 mod attestation;
@@ -11,10 +12,12 @@ mod cgroups;
 mod clock;
 mod conflicts;
 mod evidence;
+mod filters;
 mod finding;
 mod host;
 mod instance;
 mod kernel;
+mod listing;
 mod managers;
 mod marks;
 mod networkd;
@@ -22,16 +25,19 @@ mod render;
 mod rules;
 mod saved_rules;
 mod settings;
+mod trial;
 mod units;
 
 pub use agent::{AgentError, PROBE, probe};
 pub use attestation::PROXY_SOCKET;
 pub use finding::{Check, Finding, Severity};
 pub use host::{Host, Ran, RealHost, Rules, Running};
+pub use trial::{Event, Fate, Step, Trial, Tried, Way};
 
 use super::local::LocalAnswer;
 use super::style::Style;
 use instance::Wants;
+use listing::Listing;
 use units::Units;
 
 /// `tngctl doctor [NAME]`: exit status 1 when anything is an error.
@@ -52,9 +58,11 @@ pub fn examine(host: &dyn Host, only: Option<&str>) -> Vec<Finding> {
     let wants = Wants::of(&instances);
     let mut found = kernel::check(host, !wants.slices.is_empty());
     found.extend(settings::check(host, &wants));
-    found.extend(managers::check(host));
+    let listing = host.is_root().then(|| Listing::of(host)).flatten();
+    found.extend(managers::check(host, listing.as_ref()));
     found.extend(saved_rules::check(host));
     found.extend(marks::check(host, &instances));
+    found.extend(filters::check(host, listing.as_ref(), &instances));
     found.extend(cgroups::check(host, &wants));
     found.push(units::version(host));
     found.extend(clock::check(host));
@@ -63,7 +71,10 @@ pub fn examine(host: &dyn Host, only: Option<&str>) -> Vec<Finding> {
     for instance in &instances {
         let units = Units::of(host, &instance.name);
         found.extend(units::check(&instance.name, &units));
-        found.extend(rules::check(host, instance, units.socket.is_active()));
+        let rules = rules::check(host, instance, units.socket.is_active());
+        let captures = rules.iter().any(|f| f.check == Check::RulesPresent && f.severity == Severity::Ok);
+        found.extend(rules);
+        found.extend(trial::check(host, listing.as_ref(), instance, captures));
         found.extend(attestation::check(host, instance, &units));
     }
     found.sort_by_key(|f| f.check);
