@@ -21,6 +21,7 @@ pub mod failpoint;
 pub mod ingress;
 pub mod notify;
 pub mod output;
+pub mod process;
 pub mod relay;
 #[allow(unsafe_code)]
 pub mod sys;

@@ -17,6 +17,7 @@ pub mod observe;
 pub mod order;
 mod owner;
 pub mod plan;
+pub mod policy_rules;
 pub mod render;
 pub mod routes;
 pub mod selector;

@@ -99,7 +99,7 @@ pub fn conflicts_between(a: &Config, b: &Config) -> Vec<Diagnostic> {
 }
 
 /// The endpoints with the paths that their file gives them.
-pub(super) fn with_paths(config: &Config) -> Vec<(String, &Endpoint)> {
+pub fn with_paths(config: &Config) -> Vec<(String, &Endpoint)> {
     let (mut ingresses, mut egresses) = (0, 0);
     let path = |e: &Endpoint| {
         let count = match e.side {

@@ -35,7 +35,7 @@ mod tests;
 pub use access::{guard_can_read, readable};
 pub(crate) use builtin::from_hex;
 pub use builtin::{Builtin, Kind, Reference, Seen, TCB_STATUSES, VOCABULARY, Wanted};
-pub use conflicts::conflicts_between;
+pub use conflicts::{conflicts_between, with_paths};
 pub use diagnostics::{Diagnostic, Report, Severity};
 pub use load::{
     CONFIG_DIR, CONFIG_DIR_ENV, Loaded, MAX_FILE, config_dir, instance_of, instance_path, list_instances, load, parse,

@@ -31,8 +31,14 @@ pub struct Output {
 }
 
 /// `check [--json] [NAME|FILE...]`: each file by itself, then all against each other, and against the other instances of
-/// the configuration directory. Without names: every file of that directory. `program` begins each line of a finding.
-pub fn check_command(program: &str, names: &[String], json: bool) -> Output {
+/// the configuration directory. Without names: every file of that directory. `program` begins each line of a finding;
+/// `on_host` says what of this host stands against a good configuration.
+pub fn check_command(
+    program: &str,
+    names: &[String],
+    json: bool,
+    on_host: impl Fn(&Config) -> Vec<Diagnostic>,
+) -> Output {
     let files: Result<Vec<PathBuf>, Report> =
         if names.is_empty() { list_instances() } else { names.iter().map(|n| instance_path(n)).collect() };
     let results = match files {
@@ -40,7 +46,7 @@ pub fn check_command(program: &str, names: &[String], json: bool) -> Output {
         Err(report) => vec![(PathBuf::new(), Err(report))],
     };
     let others = if names.is_empty() { Vec::new() } else { others(&results) };
-    render_all(program, &results, &others, json)
+    render_all(program, &results, &others, json, on_host)
 }
 
 /// The other instances of the configuration directory, as far as they are good. A draft elsewhere stands for the
@@ -54,7 +60,7 @@ fn others(results: &[(PathBuf, Result<Loaded, Report>)]) -> Vec<Config> {
 
 /// What `check` prints about one file that was loaded.
 pub fn render_check(program: &str, file: &Path, result: Result<Loaded, Report>, json: bool) -> Output {
-    render_all(program, &[(file.to_owned(), result)], &[], json)
+    render_all(program, &[(file.to_owned(), result)], &[], json, |_| Vec::new())
 }
 
 /// A finding as a program prints it on standard error.
@@ -69,7 +75,13 @@ struct JsonReport<'d> {
     diagnostics: &'d [Diagnostic],
 }
 
-fn render_all(program: &str, results: &[(PathBuf, Result<Loaded, Report>)], others: &[Config], json: bool) -> Output {
+fn render_all(
+    program: &str,
+    results: &[(PathBuf, Result<Loaded, Report>)],
+    others: &[Config],
+    json: bool,
+    on_host: impl Fn(&Config) -> Vec<Diagnostic>,
+) -> Output {
     let mut diagnostics = Vec::new();
     let user = crate::daemon::find_user("tng").ok().map(|(uid, gid)| (uid.as_raw(), gid.as_raw()));
     for (file, result) in results {
@@ -86,6 +98,7 @@ fn render_all(program: &str, results: &[(PathBuf, Result<Loaded, Report>)], othe
     for (i, a) in good.iter().enumerate() {
         diagnostics.extend(good[i + 1..].iter().flat_map(|b| conflicts_between(a, b)));
         diagnostics.extend(others.iter().flat_map(|other| conflicts_between(other, a)));
+        diagnostics.extend(on_host(a));
     }
     let ok = diagnostics.iter().all(|d| d.severity == Severity::Warning);
     let code = if ok { 0 } else { EX_CONFIG };

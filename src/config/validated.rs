@@ -171,6 +171,24 @@ pub enum Mode {
     Netfilter(Netfilter),
 }
 
+impl Mode {
+    /// Mark of the endpoint's own sockets.
+    pub fn so_mark(&self) -> Mark {
+        match self {
+            Self::Mapping(mapping) => mapping.so_mark,
+            Self::Netfilter(netfilter) => netfilter.so_mark,
+        }
+    }
+
+    /// As the configuration names it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Mapping(_) => "mapping",
+            Self::Netfilter(_) => "netfilter",
+        }
+    }
+}
+
 /// `[ingress.mapping]` / `[egress.mapping]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {

@@ -151,3 +151,34 @@ fn a_capture_that_can_never_match_does_not_start() {
     }
     assert_eq!(traces(host), "");
 }
+
+#[test]
+fn a_mark_that_a_rule_of_this_host_takes_is_warned_of_with_a_free_one() {
+    let world = World::new();
+    let host = &world.client;
+    let file = write(host, "good", &ingress(TO_SERVER));
+    let check = |program: &str| match program {
+        "tngctl" => ctl(host, &["check", &file]),
+        _ => daemon(host, &["check", &file], &[]),
+    };
+    for program in ["tngctl", "tngd"] {
+        let out = check(program);
+        assert!(out.status.success() && !out.stderr.contains("rule"), "{}", out.stderr);
+    }
+    host.sh("ip rule add pref 9 fwmark 0x200/0xf00 lookup 2004");
+    let out = check("tngctl");
+    assert!(!out.stderr.contains("rule"), "a table without routes takes nothing: {}", out.stderr);
+    host.sh("ip route add local default dev lo table 2004; ip rule add pref 10 fwmark 0x600/0xff00 lookup main");
+    for program in ["tngctl", "tngd"] {
+        let out = check(program);
+        expect(
+            &out,
+            0,
+            &[
+                "ingress[0].netfilter.so_mark: mark 566 (0x236) is taken by a rule of this host, ip -4 rule pref 9 fwmark",
+                "so_mark = 309",
+                "ip -4 rule pref 10 fwmark 0x600/0xff00 lookup main of this host takes captured packets before rule 565",
+            ],
+        );
+    }
+}

@@ -82,12 +82,32 @@ const FAULTS: &[Fault] = &[
     ),
     (
         Check::PolicyRules,
-        Severity::Warning,
+        Severity::Error,
         |h| {
             h.answer("ip -4", done(r#"[{"priority":100,"src":"all","fwmark":"0x400","fwmask":"0x400","table":"100"}]"#))
         },
         "fwmark 0x400/0x400",
         "ip -4 rule del pref 100",
+    ),
+    (
+        Check::PolicyRules,
+        Severity::Warning,
+        |h| {
+            let rule = r#"{"priority":100,"src":"all","dst":"10.0.0.0","dstlen":8,"table":"100"}"#;
+            h.answer("ip -4", done(&format!("[{rule}]")));
+        },
+        "ip -4 rule pref 100 lookup 100",
+        "ip -4 rule del pref 100",
+    ),
+    (
+        Check::OwnMarks,
+        Severity::Warning,
+        |h| {
+            let rule = r#"{"priority":9,"src":"all","dst":"10.0.0.0","dstlen":8,"fwmark":"0x236","table":"2004"}"#;
+            h.answer("ip -4", done(&format!("[{rule}]")));
+        },
+        "so_mark 566",
+        "so_mark = ",
     ),
     (
         Check::OwnMarks,

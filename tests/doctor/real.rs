@@ -75,7 +75,7 @@ fn rules_guard_and_routes_are_seen_as_they_are() {
     assert_eq!(kernel_errors(&found), ["guard-running", "guard-table"]);
     host.sh("ip rule add pref 100 fwmark 0x200/0x200 lookup main; nft 'table ip other { chain c { type filter hook output priority 0; meta mark set 7; }; }'");
     let (_, found) = doctor(host);
-    assert_eq!(severity(&found, "policy-rules"), Some("warning"));
+    assert_eq!(severity(&found, "policy-rules"), Some("error"), "it takes all that is captured");
     assert_eq!(severity(&found, "mark-writers"), Some("note"));
     assert_eq!(severity(&found, "own-marks"), Some("error"), "566 is 0x236");
     host.sh("ip rule del pref 100; nft 'table inet m { chain p { type filter hook prerouting priority mangle - 5; meta mark set ct mark; }; }'");

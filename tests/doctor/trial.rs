@@ -70,6 +70,22 @@ const CASES: &[Case] = &[
         ],
     },
     Case {
+        name: "a policy rule that takes what is captured",
+        at: At::Client,
+        make: |lab| {
+            for family in ["-4", "-6"] {
+                let host = &lab.world.client;
+                host.sh(&format!("ip {family} rule add pref 9 fwmark 0x400/0x400 lookup main"));
+            }
+        },
+        served: false,
+        errors: &["policy-rules", "trial-syn"],
+        says: &[
+            ("policy-rules", "ip -4 rule pref 9 fwmark 0x400/0x400 lookup main", "ip -4 rule del pref 9"),
+            ("trial-syn", "by tng's own chain", "policy-rules"),
+        ],
+    },
+    Case {
         name: "connmark restored whole",
         at: At::Client,
         make: |lab| MANGLE.iter().for_each(|hook| lab.world.client.chain(hook, &["meta mark set ct mark"])),

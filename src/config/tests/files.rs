@@ -65,17 +65,17 @@ fn check_prints_the_plan_or_every_error() {
     std::fs::write(&a, mapping("ingress", "127.0.0.1:10001", "192.0.2.10:20001")).unwrap();
     std::fs::write(&b, mapping("ingress", "0.0.0.0:10001", "192.0.2.10:20001")).unwrap();
     let names = |files: &[&PathBuf]| files.iter().map(|p| p.display().to_string()).collect::<Vec<_>>();
-    let one = check_command("tngd", &names(&[&a]), false);
+    let one = check_command("tngd", &names(&[&a]), false, |_| Vec::new());
     assert_eq!(one.code, 0, "{}", one.stderr);
     assert!(one.stdout.contains("127.0.0.1:10001") && one.stdout.contains("192.0.2.10:20001"), "{}", one.stdout);
     assert!(one.stderr.contains("warning: ") && one.stderr.contains("no_ra"), "{}", one.stderr);
     // Each file is right by itself; together they are not.
-    let two = check_command("tngd", &names(&[&a, &b]), true);
+    let two = check_command("tngd", &names(&[&a, &b]), true, |_| Vec::new());
     assert_eq!(two.code, EX_CONFIG);
     let json: serde_json::Value = serde_json::from_str(&two.stdout).unwrap();
     assert_eq!(json["ok"], false);
     assert!(two.stdout.contains("listener-conflict"), "{}", two.stdout);
-    let bad = check_command("tngd", &["No Name".to_owned()], false);
+    let bad = check_command("tngd", &["No Name".to_owned()], false, |_| Vec::new());
     assert_eq!(bad.code, EX_CONFIG);
     assert!(bad.stderr.contains("not a legal instance name"), "{}", bad.stderr);
 }

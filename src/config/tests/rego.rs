@@ -77,7 +77,7 @@ fn check_names_the_policy() {
     let (dir, key) = policy(b"package tng\nallow := true\n");
     let config = dir.path().join("a.toml");
     std::fs::write(&config, file(&format!("provider = \"sample\"\nallow_sample = true\n{key}"))).unwrap();
-    let checked = |path: &Path| check_command("tngd", &[path.display().to_string()], false);
+    let checked = |path: &Path| check_command("tngd", &[path.display().to_string()], false, |_| Vec::new());
     let fine = checked(&config);
     assert_eq!(fine.code, 0, "{}", fine.stderr);
     assert!(fine.stdout.contains("policy.rego (rego:sha256:"), "{}", fine.stdout);

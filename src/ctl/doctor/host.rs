@@ -1,12 +1,10 @@
 //! The world that the checks look at, exchangeable in tests: files below a root, commands, and four questions that
 //! need more than either.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{IpAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use nix::unistd::{Uid, User};
 
@@ -19,41 +17,15 @@ use crate::capture::{guard, observe, routes};
 use crate::config::{self, AsService, DEFAULT_INGRESS_MARK, InstanceName, Verify};
 use crate::ctl::client;
 use crate::daemon::{Paths, StatusReport, netns_inode};
+use crate::process;
+pub use crate::process::Ran;
 
 /// The longest one command, one agent or one service is waited for.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 4;
-/// The most that is kept of a command's output, bytes.
-const MAX_OUTPUT: u64 = 4 << 20;
-
-/// How a command ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ran {
-    /// There is no such program, or it could not be started.
-    NotRun(String),
-    /// It did not end in time.
-    Timeout,
-    /// It ended.
-    Done {
-        /// With status 0.
-        ok: bool,
-        /// Its standard output.
-        stdout: String,
-        /// Its standard error.
-        stderr: String,
-    },
-}
-
-impl Ran {
-    /// The standard output of a command that succeeded.
-    pub fn text(&self) -> Option<&str> {
-        match self {
-            Ran::Done { ok: true, stdout, .. } => Some(stdout),
-            _ => None,
-        }
-    }
-}
+/// The most that is read of a file, bytes.
+const MAX_FILE: u64 = 4 << 20;
 
 /// The kernel's side of an instance.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -136,7 +108,7 @@ pub trait Host {
     /// The text of a file, without white space around it; `None` when it cannot be read.
     fn read(&self, absolute: &str) -> Option<String> {
         let mut bytes = Vec::new();
-        std::fs::File::open(self.path(absolute)).ok()?.take(MAX_OUTPUT).read_to_end(&mut bytes).ok()?;
+        std::fs::File::open(self.path(absolute)).ok()?.take(MAX_FILE).read_to_end(&mut bytes).ok()?;
         Some(String::from_utf8_lossy(&bytes).trim().to_owned())
     }
     /// Whether there is such a file.
@@ -166,7 +138,7 @@ impl Host for RealHost {
         absolute.into()
     }
     fn run(&self, argv: &[&str], input: Option<&str>) -> Ran {
-        run(argv, input, DEADLINE)
+        process::run(argv, input, DEADLINE)
     }
     fn is_root(&self) -> bool {
         Uid::effective().is_root()
@@ -231,85 +203,5 @@ impl Host for RealHost {
             .map_err(VerifyError::AsUnreachable)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.map_err(|e| VerifyError::AsUnreachable(e.to_string()))?.block_on(verifier.reach())
-    }
-}
-
-/// Runs a program; what it starts may outlive it, its pipes are not waited for beyond the deadline.
-fn run(argv: &[&str], input: Option<&str>, deadline: Duration) -> Ran {
-    let Some((program, args)) = argv.split_first() else { return Ran::NotRun("no program".into()) };
-    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
-    let started = Command::new(program)
-        .args(args)
-        .env("LC_ALL", "C")
-        .stdin(stdin)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let mut child = match started {
-        Ok(child) => child,
-        Err(e) => return Ran::NotRun(format!("{program}: {e}")),
-    };
-    let end = Instant::now() + deadline;
-    let (stdout, stderr) = (drain(child.stdout.take()), drain(child.stderr.take()));
-    if let (Some(mut stdin), Some(text)) = (child.stdin.take(), input) {
-        // Texts are far below a pipe's size; a broken pipe means that the program says why.
-        let _ = stdin.write_all(text.as_bytes());
-    }
-    let Some(ok) = ended(&mut child, end) else { return Ran::Timeout };
-    match (joined(stdout, end), joined(stderr, end)) {
-        (Some(stdout), Some(stderr)) => Ran::Done { ok, stdout, stderr },
-        _ => Ran::Timeout,
-    }
-}
-
-fn drain(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(pipe) = pipe {
-            let _ = pipe.take(MAX_OUTPUT).read_to_end(&mut bytes);
-        }
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
-}
-
-/// How often a child is looked at.
-const STEP: Duration = Duration::from_millis(2);
-
-fn ended(child: &mut Child, end: Instant) -> Option<bool> {
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Some(status.success()),
-            Ok(None) if Instant::now() < end => std::thread::sleep(STEP),
-            _ => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return None;
-            }
-        }
-    }
-}
-
-fn joined(reader: JoinHandle<String>, end: Instant) -> Option<String> {
-    while !reader.is_finished() {
-        if Instant::now() >= end {
-            return None;
-        }
-        std::thread::sleep(STEP);
-    }
-    reader.join().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_command_that_hangs_or_is_not_there_is_told_from_one_that_fails() {
-        let soon = Duration::from_millis(200);
-        assert_eq!(run(&["sleep", "60"], None, soon), Ran::Timeout);
-        assert!(matches!(run(&["/nonexistent/x"], None, soon), Ran::NotRun(_)));
-        let done = run(&["sh", "-c", "cat; echo no >&2; exit 3"], Some("in"), DEADLINE);
-        assert_eq!(done, Ran::Done { ok: false, stdout: "in".into(), stderr: "no\n".into() });
-        assert_eq!(done.text(), None);
     }
 }

@@ -8,13 +8,12 @@ use super::finding::{Check, Finding};
 use super::host::Host;
 use super::listing::{Listing, NO_LISTING, Rule};
 use super::networkd;
-use crate::capture::marks::{CAPTURED_BASE, CAPTURED_MASK, MARK_MASK, ROUTE_TABLE};
+use crate::capture::marks::MARK_MASK;
 
 /// All of it.
 pub(super) fn check(host: &dyn Host, listing: Option<&Listing>) -> Vec<Finding> {
     let mut found = Vec::new();
     found.extend(networkd::check(host));
-    found.push(policy_rules(host));
     found.push(mark_writers(host, listing));
     if host.is_active("docker.service") {
         found.push(
@@ -51,63 +50,6 @@ pub(super) fn check(host: &dyn Host, listing: Option<&Listing>) -> Vec<Finding> 
 
 fn flushes(text: &str) -> bool {
     text.lines().any(|line| line.split('#').next().unwrap_or_default().trim().trim_end_matches(';') == "flush ruleset")
-}
-
-/// A rule that is asked before ours and takes captured packets leads them elsewhere; the capture table then drops them.
-fn policy_rules(host: &dyn Host) -> Finding {
-    let check = Check::PolicyRules;
-    let mut before = Vec::new();
-    for family in ["-4", "-6"] {
-        // A kernel without IPv6 has no such rules to list.
-        let ran = host.run(&["ip", family, "-j", "rule", "show"], None);
-        match (ran.text().and_then(|text| serde_json::from_str::<Vec<Value>>(text).ok()), family) {
-            (Some(rules), _) => before.extend(rules.iter().filter(|r| takes_captured(r)).map(|r| describe(family, r))),
-            (None, "-4") => return Finding::note(check, "not checked: ip -j rule show gave no answer"),
-            (None, _) => {}
-        }
-    }
-    if before.is_empty() {
-        return Finding::ok(check, "no foreign policy rule takes captured packets");
-    }
-    let fix = before.iter().map(|(_, delete)| delete.as_str()).collect::<Vec<_>>().join("\n");
-    let rules: Vec<&str> = before.iter().map(|(rule, _)| rule.as_str()).collect();
-    Finding::warning(check, format!("asked before ours: {}", rules.join("; ")))
-        .why(format!(
-            "captured packets carry a mark of 0x600/0xff00 and must meet rule {ROUTE_TABLE} first; elsewhere they are dropped"
-        ))
-        .fix(fix)
-}
-
-fn takes_captured(rule: &Value) -> bool {
-    let priority = rule["priority"].as_u64().unwrap_or(0);
-    // 0 is the local table, which must come first.
-    if priority == 0 || priority > u64::from(ROUTE_TABLE) {
-        return false;
-    }
-    let (mark, mask) = (hex(&rule["fwmark"]), hex(&rule["fwmask"]).unwrap_or(u32::MAX));
-    let ours = mark == Some(CAPTURED_BASE) && mask == CAPTURED_MASK;
-    // The upper half and the endpoint's id may be anything.
-    let certain = mask & CAPTURED_MASK;
-    let reaches = mark.is_none_or(|mark| (mark ^ CAPTURED_BASE) & certain == 0);
-    !ours && reaches
-}
-
-fn hex(value: &Value) -> Option<u32> {
-    u32::from_str_radix(value.as_str()?.trim_start_matches("0x"), 16).ok()
-}
-
-fn describe(family: &str, rule: &Value) -> (String, String) {
-    let text = |key: &str| rule[key].as_str().unwrap_or_default().to_owned();
-    let priority = rule["priority"].as_u64().unwrap_or(0);
-    let mark = match (text("fwmark"), text("fwmask")) {
-        (mark, _) if mark.is_empty() => String::new(),
-        (mark, mask) if mask.is_empty() => format!(" fwmark {mark}"),
-        (mark, mask) => format!(" fwmark {mark}/{mask}"),
-    };
-    let rule = format!("ip {family} rule pref {priority} from {}{mark} lookup {}", text("src"), text("table"));
-    let delete =
-        format!("ip {family} rule del pref {priority}  # then let its owner use a preference above {ROUTE_TABLE}");
-    (rule, delete)
 }
 
 /// Who writes marks whole instead of masked overwrites ours.
@@ -186,27 +128,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn only_rules_before_ours_that_match_captured_packets_count() {
-        let rule = |pref: u32, mark: &str, mask: &str| {
-            let mut rule = json!({ "priority": pref, "src": "all", "table": "9" });
-            if !mark.is_empty() {
-                rule["fwmark"] = mark.into();
-            }
-            if !mask.is_empty() {
-                rule["fwmask"] = mask.into();
-            }
-            takes_captured(&rule)
-        };
-        assert!(rule(100, "0x600", "0x600"));
-        assert!(rule(100, "0x0", "0x80"), "ids differ in these bits");
-        assert!(rule(100, "", ""));
-        assert!(rule(100, "0x601", ""));
-        assert!(!rule(100, "0x4000", "0x4000"));
-        assert!(!rule(565, "0x600", "0xff00"));
-        assert!(!rule(0, "", "") && !rule(32766, "", "") && !rule(5210, "0x600", "0x600"));
-    }
 
     #[test]
     fn masked_writes_of_the_upper_half_are_harmless() {
