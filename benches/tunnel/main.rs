@@ -3,7 +3,7 @@
 //! 1. [`settings`]: how much, how long, which peers.
 //! 2. [`certs`] and [`peers`]: one certificate authority, and how each peer is told to do the same work.
 //! 3. [`process`] and [`tunnel`]: both ends of a tunnel as processes of ours, their CPU time and memory.
-//! 4. [`sink`], [`load`] and [`latency`]: the service behind the tunnel and the clients before it.
+//! 4. [`sink`], [`load`], [`latency`] and [`sharing`]: the service behind the tunnel and the clients before it.
 //! 5. [`wire`], [`probe`] and [`checks`]: what was really negotiated. A peer that does other work is not compared.
 //! 6. [`measure`]: one round. [`stats`] and [`report`]: medians, ratios of pairs, budgets, JSON.
 //!
@@ -19,6 +19,7 @@ mod probe;
 mod process;
 mod report;
 mod settings;
+mod sharing;
 mod sink;
 mod stats;
 mod tunnel;

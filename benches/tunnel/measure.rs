@@ -7,7 +7,7 @@ use crate::peers::Peer;
 use crate::settings::Settings;
 use crate::stats::{Shuffler, median};
 use crate::tunnel::{Lab, Tunnel};
-use crate::{Outcome, latency, load};
+use crate::{Outcome, latency, load, sharing};
 
 /// What is measured, in the order of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,6 +28,10 @@ pub enum Metric {
     P50,
     /// 99th percentile of latency, ms.
     P99,
+    /// 99th percentile of latency beside four bulk streams, ms.
+    P99Beside,
+    /// What the slowest of eight bulk streams got by what the fastest got.
+    Fairness,
     /// Resident KiB of both ends per connection that carried a few bytes only and fell idle.
     IdleUnused,
     /// The same after the connections were used: buffers that came with bytes must have been given back.
@@ -45,6 +49,9 @@ const HARDLY_USED: usize = 64;
 /// Measures every one of `peers` once.
 pub fn round(lab: &Lab, peers: &[Peer], settings: &Settings, order: &mut Shuffler) -> Outcome<BTreeMap<Peer, Sample>> {
     let mut samples = latencies(lab, peers, settings, order)?;
+    if settings.only_sharing {
+        return Ok(samples);
+    }
     for peer in order.shuffled(peers) {
         let sample = samples.entry(peer).or_default();
         if peer != Peer::Direct {
@@ -58,27 +65,36 @@ pub fn round(lab: &Lab, peers: &[Peer], settings: &Settings, order: &mut Shuffle
     Ok(samples)
 }
 
-/// Latency in short slices, the peers taking turns, and of each peer the median slice. A stall of the machine (the
-/// bare loopback shows them too) falls into one slice of one peer; a tunnel that stalls by itself does so in all of them.
+/// Latency and sharing in short slices, the peers taking turns, and of each peer the median slice. A stall of the machine
+/// (the bare loopback shows them too) falls into one slice of one peer; a tunnel that stalls by itself does so in all.
 fn latencies(lab: &Lab, peers: &[Peer], settings: &Settings, order: &mut Shuffler) -> Outcome<BTreeMap<Peer, Sample>> {
     let mut tunnels = BTreeMap::new();
     for peer in order.shuffled(peers) {
         tunnels.insert(peer, lab.start_tunnel(peer).map_err(|e| format!("{peer}: {e}"))?);
     }
-    let mut slices: BTreeMap<Peer, [Vec<f64>; 2]> = BTreeMap::new();
-    for _ in 0..settings.latency_slices {
+    let mut slices: BTreeMap<Peer, BTreeMap<Metric, Vec<f64>>> = BTreeMap::new();
+    let mut add = |peer, metric, value| slices.entry(peer).or_default().entry(metric).or_default().push(value);
+    let wrong = |peer: Peer, e| format!("{peer}: {e}\n  {}", tunnels[&peer].last_words());
+    for _ in 0..if settings.only_sharing { 0 } else { settings.latency_slices } {
         for peer in order.shuffled(peers) {
             let slice = latency::latency(tunnels[&peer].addr, settings.rate, settings.latency_slice)
-                .map_err(|e| format!("{peer}: {e}\n  {}", tunnels[&peer].last_words()))?;
-            let [p50, p99] = slices.entry(peer).or_default();
-            p50.push(slice.p50);
-            p99.push(slice.p99);
+                .map_err(|e| wrong(peer, e))?;
+            add(peer, Metric::P50, slice.p50);
+            add(peer, Metric::P99, slice.p99);
         }
     }
-    let typical = |[p50, p99]: [Vec<f64>; 2]| {
-        [(Metric::P50, p50), (Metric::P99, p99)].into_iter().filter_map(|(m, all)| Some((m, median(&all)?))).collect()
+    for _ in 0..settings.sharing_slices {
+        for peer in order.shuffled(peers) {
+            let (addr, lasting) = (tunnels[&peer].addr, settings.sharing_slice);
+            let beside = sharing::beside_bulk(addr, settings.beside_rate, lasting).map_err(|e| wrong(peer, e))?;
+            add(peer, Metric::P99Beside, beside.p99);
+            add(peer, Metric::Fairness, sharing::fairness(addr, lasting).map_err(|e| wrong(peer, e))?);
+        }
+    }
+    let typical = |all: BTreeMap<Metric, Vec<f64>>| {
+        all.into_iter().filter_map(|(metric, values)| Some((metric, median(&values)?))).collect()
     };
-    Ok(slices.into_iter().map(|(peer, both)| (peer, typical(both))).collect())
+    Ok(slices.into_iter().map(|(peer, all)| (peer, typical(all))).collect())
 }
 
 fn load_metrics(tunnel: &Tunnel, peer: Peer, settings: &Settings, sample: &mut Sample) -> Outcome<()> {

@@ -18,7 +18,7 @@ use crate::wire::Hello;
 const P99_NOISE: f64 = 0.15;
 
 impl Metric {
-    const ALL: [Metric; 10] = [
+    const ALL: [Metric; 12] = [
         Metric::Bulk1,
         Metric::Bulk8,
         Metric::CpuGib1,
@@ -27,6 +27,8 @@ impl Metric {
         Metric::CpuConnection,
         Metric::P50,
         Metric::P99,
+        Metric::P99Beside,
+        Metric::Fairness,
         Metric::IdleUnused,
         Metric::Idle,
     ];
@@ -42,13 +44,15 @@ impl Metric {
             Metric::CpuConnection => ("cpu_ms_per_connection", "CPU ms per new connection"),
             Metric::P50 => ("latency_p50_ms", "latency p50, ms"),
             Metric::P99 => ("latency_p99_ms", "latency p99, ms"),
+            Metric::P99Beside => ("beside_4_streams_p99_ms", "p99 beside 4 streams, ms"),
+            Metric::Fairness => ("fairness_8_streams", "slowest of 8 by fastest"),
             Metric::IdleUnused => ("idle_unused_kib_per_connection", "KiB per unused connection"),
             Metric::Idle => ("idle_kib_per_connection", "KiB per idle connection"),
         }
     }
 
     fn more_is_better(self) -> bool {
-        matches!(self, Metric::Bulk1 | Metric::Bulk8 | Metric::Connections)
+        matches!(self, Metric::Bulk1 | Metric::Bulk8 | Metric::Connections | Metric::Fairness)
     }
 
     fn budget(self) -> Option<Budget> {
@@ -56,7 +60,9 @@ impl Metric {
             Metric::CpuGib1 | Metric::CpuGib8 => Some(Budget::Ratio { most: 0.75, noise: 0.0 }),
             Metric::CpuConnection => Some(Budget::Ratio { most: 0.60, noise: 0.0 }),
             Metric::P99 => Some(Budget::Ratio { most: 1.0, noise: P99_NOISE }),
-            Metric::Idle => Some(Budget::Value { most: 40.0 }),
+            Metric::P99Beside => Some(Budget::Most { value: 20.0, unit: " ms" }),
+            Metric::Fairness => Some(Budget::Least { value: 0.6 }),
+            Metric::Idle => Some(Budget::Most { value: 40.0, unit: " KiB" }),
             _ => None,
         }
     }
@@ -67,8 +73,10 @@ impl Metric {
 enum Budget {
     /// Of what the best of the three needs; `noise` is added before it counts as missed.
     Ratio { most: f64, noise: f64 },
-    /// In the metric's unit.
-    Value { most: f64 },
+    /// At most so much of the metric's unit.
+    Most { value: f64, unit: &'static str },
+    /// At least so much.
+    Least { value: f64 },
 }
 
 /// tng beside the peer it does worst against.
@@ -158,7 +166,12 @@ impl<'a> Report<'a> {
 
     /// Nobody negotiated anything else, and every budget that is judged is kept.
     pub fn good(&self) -> bool {
-        let kept = self.lines.iter().all(|line| line.metric.budget().is_none() || line.kept == Some(true));
+        let is_kept = |line: &Line| match line.kept {
+            // A part alone has measured nothing else.
+            None => line.metric.budget().is_none() || self.settings.only_sharing,
+            Some(kept) => kept,
+        };
+        let kept = self.lines.iter().all(is_kept);
         self.complaints.is_empty() && (kept || !self.settings.judges())
     }
 
@@ -241,7 +254,8 @@ impl<'a> Report<'a> {
         for line in &self.lines {
             let budget = line.metric.budget().map(|budget| match budget {
                 Budget::Ratio { most, noise } => json!({ "ratio": most, "noise": noise, "kept": line.kept }),
-                Budget::Value { most } => json!({ "value": most, "kept": line.kept }),
+                Budget::Most { value, .. } => json!({ "most": value, "kept": line.kept }),
+                Budget::Least { value } => json!({ "least": value, "kept": line.kept }),
             });
             metrics.insert(
                 line.metric.names().0.to_owned(),
@@ -295,7 +309,8 @@ fn line(metric: Metric, rounds: &[BTreeMap<Peer, Sample>]) -> Line {
     };
     let kept = metric.budget().and_then(|budget| match budget {
         Budget::Ratio { most, noise } => Some(comparison?.ratio <= most + noise),
-        Budget::Value { most } => Some(*medians.get(&Peer::Tng)? <= most),
+        Budget::Most { value, .. } => Some(*medians.get(&Peer::Tng)? <= value),
+        Budget::Least { value } => Some(*medians.get(&Peer::Tng)? >= value),
     });
     Line { metric, medians, comparison, kept }
 }
@@ -313,7 +328,8 @@ fn verdict(line: &Line, judged: bool) -> String {
     let wanted = match budget {
         Budget::Ratio { most, noise: 0.0 } => format!("<= {most:.2}"),
         Budget::Ratio { most, noise } => format!("<= {most:.2} (+{noise:.2} noise)"),
-        Budget::Value { most } => format!("<= {most:.0} KiB"),
+        Budget::Most { value, unit } => format!("<= {value:.0}{unit}"),
+        Budget::Least { value } => format!(">= {value:.2}"),
     };
     let said = match line.kept {
         Some(true) => "kept",

@@ -27,6 +27,14 @@ pub struct Settings {
     pub latency_slice: Duration,
     /// Slices of each peer in a round.
     pub latency_slices: usize,
+    /// Requests a second beside bulk streams.
+    pub beside_rate: u32,
+    /// How long one slice of [`crate::sharing`] lasts.
+    pub sharing_slice: Duration,
+    /// Slices of each peer in a round.
+    pub sharing_slices: usize,
+    /// Nothing but [`crate::sharing`].
+    pub only_sharing: bool,
     /// Connections held while memory is measured.
     pub idle_connections: usize,
     /// The run is given up after this.
@@ -34,7 +42,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// `TNG_BENCH_ROUNDS` (1-100), `TNG_BENCH_QUICK=1`, `TNG_BENCH_PEERS` (names, comma separated).
+    /// `TNG_BENCH_ROUNDS` (1-100), `TNG_BENCH_QUICK=1`, `TNG_BENCH_PEERS` (names, comma separated),
+    /// `TNG_BENCH_ONLY=sharing`.
     /// Without cargo's `--bench` argument (`cargo test --benches`) the run is quick.
     pub fn from_environment() -> Outcome<Self> {
         let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -51,6 +60,11 @@ impl Settings {
             None => Peer::ALL.to_vec(),
             Some(text) => text.split(',').map(|name| Peer::named(name.trim())).collect::<Outcome<Vec<_>>>()?,
         };
+        let only_sharing = match set("TNG_BENCH_ONLY").as_deref() {
+            None => false,
+            Some("sharing") => true,
+            Some(other) => return Err(format!("TNG_BENCH_ONLY=\"{other}\" is not sharing").into()),
+        };
         let mib = 1 << 20;
         Ok(Self {
             rounds,
@@ -63,8 +77,12 @@ impl Settings {
             rate: 1000,
             latency_slice: Duration::from_millis(if quick { 250 } else { 600 }),
             latency_slices: if quick { 1 } else { 5 },
+            beside_rate: 500,
+            sharing_slice: Duration::from_millis(if quick { 250 } else { 800 }),
+            sharing_slices: if quick { 1 } else { 3 },
+            only_sharing,
             idle_connections: if quick { 100 } else { 1000 },
-            // Five rounds take under five minutes on two cores; three times that is not slow but stuck.
+            // Five rounds take under seven minutes on two cores; more than twice that is not slow but stuck.
             deadline: Duration::from_secs(180 + 180 * rounds as u64),
         })
     }
