@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use tng::attest::host::HostProvider;
 use tng::attest::tpm::transport::TpmAddress;
-use tng::capture::{apply, policy_rules};
+use tng::capture::{apply, on_host};
 use tng::config;
 use tng::daemon::evidence_command::{self, EvidenceOptions};
 use tng::daemon::guard_command::{self, GuardOptions};
@@ -226,7 +226,7 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<u8, Failure> {
     match command {
         Command::Check { instances, json } => {
-            let answer = config::check_command("tngd", &instances, json, policy_rules::warnings_on_this_host);
+            let answer = config::check_command("tngd", &instances, json, on_host::warnings);
             output::print(&answer.stdout);
             if !answer.stderr.is_empty() {
                 output::complain(answer.stderr.trim_end());

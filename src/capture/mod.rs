@@ -14,6 +14,7 @@ pub mod marks;
 pub mod nft;
 pub(crate) mod nft_process;
 pub mod observe;
+pub mod on_host;
 pub mod order;
 mod owner;
 pub mod plan;

@@ -6,7 +6,6 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::marks::{CAPTURED_BASE, CAPTURED_MASK, ROUTE_TABLE};
-use crate::config::{Config, Diagnostic, Mode, Severity, with_paths};
 use crate::process;
 
 /// Preference of the rule that looks up the main table; what comes later is no matter.
@@ -160,51 +159,6 @@ impl PolicyRules {
         let is_taken = |mark: u32| self.0.iter().any(|rule| rule.takes_socket(mark, None).is_some());
         (0x0135..=0xffff).find(|mark| !ours(*mark) && !is_taken(*mark))
     }
-
-    /// See [`warnings_on_this_host`]. `uid`: the data plane's.
-    fn warnings(&self, config: &Config, uid: Option<u32>) -> Vec<Diagnostic> {
-        let warning = |reason, path, message, hint| Diagnostic {
-            severity: Severity::Warning,
-            reason,
-            file: config.source.clone(),
-            line: None,
-            column: None,
-            path,
-            message,
-            hint: Some(hint),
-        };
-        let mut found = Vec::new();
-        for (path, endpoint) in with_paths(config) {
-            let mark = endpoint.mode.so_mark().0;
-            for rule in self.iter().filter(|rule| rule.takes_socket(mark, uid).is_some()) {
-                let message = format!(
-                    "mark {mark} ({mark:#x}) is taken by a rule of this host, {rule}: the tunnel's packets would be led away"
-                );
-                let hint = match self.free_mark() {
-                    Some(free) => format!("no rule takes {free}: so_mark = {free}"),
-                    None => "every mark is taken by some rule: see ip rule show".to_owned(),
-                };
-                found.push(warning("mark-taken", format!("{path}.{}.so_mark", endpoint.mode.name()), message, hint));
-            }
-        }
-        if config.endpoints.iter().any(|e| matches!(e.mode, Mode::Netfilter(_))) {
-            for rule in self.iter().filter(|rule| rule.takes_captured().is_some()) {
-                let message = format!(
-                    "{rule} of this host takes captured packets before rule {ROUTE_TABLE}: they would be dropped"
-                );
-                let hint = format!("let its owner use a preference above {ROUTE_TABLE}");
-                found.push(warning("mark-taken", String::new(), message, hint));
-            }
-        }
-        found
-    }
-}
-
-/// What of this host's rules stands against a configuration: warnings, as the file may be meant for another host, and
-/// the other software's rules may go.
-pub fn warnings_on_this_host(config: &Config) -> Vec<Diagnostic> {
-    let uid = crate::daemon::find_user("tng").ok().map(|(uid, _)| uid.as_raw());
-    PolicyRules::of_this_host().map_or_else(Vec::new, |rules| rules.warnings(config, uid))
 }
 
 fn hex(value: &Value) -> Option<u32> {

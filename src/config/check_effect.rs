@@ -2,12 +2,13 @@
 //! along more than its operator may expect.
 
 use ipnet::IpNet;
+use url::Url;
 
 use super::diagnostics::{Place, Sink};
-use super::overlap::covers;
+use super::overlap::{cover_together, covers};
 use super::raw::RawMatch;
 use super::reader::At;
-use super::{AsService, Endpoint, Match, Mode, PortRange, Side, VerifyProvider};
+use super::{AttestProvider, Endpoint, Match, Mode, PortRange, Side, VerifyProvider};
 
 /// The service's user, as the package makes it (systemd/tng.sysusers).
 const OWN_USER: &str = "tng";
@@ -29,15 +30,8 @@ pub(super) fn entries(
     let own_uid = nix::unistd::User::from_name(OWN_USER).ok().flatten().map(|user| user.uid.as_raw());
     let mut ok = true;
     for (raw, entry) in raw.iter().zip(captures) {
-        if let Some(at) = excludes.iter().position(|exclude| covers(exclude, entry)) {
-            let message = format!("exclude[{at}] takes everything out that this entry captures: it never matches");
-            sink.error(&raw.at, "never-matches", message, "remove one of them, or narrow the exclusion");
-            ok = false;
-            continue;
-        }
-        if entry.uid.is_some() && entry.uid == own_uid {
-            let message = format!("uid {OWN_USER} is the data plane's own, whose sockets are never captured");
-            sink.error(&raw.at, "never-matches", message, "name the user of the application");
+        if let Some((message, hint)) = never_matches(entry, excludes, own_uid) {
+            sink.error(&raw.at, "never-matches", message, hint);
             ok = false;
             continue;
         }
@@ -64,6 +58,23 @@ pub(super) fn entries(
     ok
 }
 
+/// Why nothing can match `entry`, and what to do. `own_uid`: the data plane's.
+fn never_matches(entry: &Match, excludes: &[Match], own_uid: Option<u32>) -> Option<(String, &'static str)> {
+    if let Some(at) = excludes.iter().position(|exclude| covers(exclude, entry)) {
+        let message = format!("exclude[{at}] takes everything out that this entry captures: it never matches");
+        return Some((message, "remove one of them, or narrow the exclusion"));
+    }
+    if cover_together(excludes, entry) {
+        let message = "the exclusions together take everything out that this entry captures: it never matches";
+        return Some((message.to_owned(), "remove it, or narrow an exclusion"));
+    }
+    if entry.uid.is_some() && entry.uid == own_uid {
+        let message = format!("uid {OWN_USER} is the data plane's own, whose sockets are never captured");
+        return Some((message, "name the user of the application"));
+    }
+    None
+}
+
 /// Whether connections to `port` are captured by `entry`, exclusions considered.
 fn takes(entry: &Match, excludes: &[Match], port: u16) -> bool {
     let traffic = Match { port: Some(PortRange::single(port)), ..entry.clone() };
@@ -87,23 +98,37 @@ pub(super) fn own_names<'a>(at: &Place, endpoints: impl Iterator<Item = &'a Endp
     };
     let Some(capturing) = endpoints.clone().find(|endpoint| captures_dns(endpoint)) else { return };
     for endpoint in endpoints {
-        let Some(VerifyProvider::As(service)) = endpoint.ra.verify.as_ref().map(|verify| &verify.provider) else {
-            continue;
-        };
-        if let Some(name) = names(service).next() {
+        for (key, name) in asked(endpoint).into_iter().filter_map(|(key, url)| Some((key, name_of(url)?))) {
             let message = format!(
-                "as_addr of endpoint {} names {name}, and the captures of endpoint {} take or refuse what looks names up: \
+                "{key} of endpoint {} names {name}, and the captures of endpoint {} take or refuse what looks names up: \
                  the service would not be found",
                 endpoint.name, capturing.name
             );
-            sink.warn(
-                at,
-                "service-by-name",
-                message,
-                "write the service's address, or exclude the name server's port 53",
-            );
+            let hint = "write the service's address, or exclude the name server's port 53";
+            sink.warn(at, "service-by-name", message, hint);
         }
     }
+}
+
+/// The services that an endpoint asks, by the keys that name them.
+fn asked(endpoint: &Endpoint) -> Vec<(&'static str, &Url)> {
+    let mut all = Vec::new();
+    match endpoint.ra.verify.as_ref().map(|verify| &verify.provider) {
+        Some(VerifyProvider::As(service)) => all.extend(service.addrs.iter().map(|url| ("as_addr", url))),
+        Some(VerifyProvider::Builtin(builtin)) => {
+            let keys = [("pccs_addr", &builtin.pccs_addr), ("kds_addr", &builtin.kds_addr)];
+            all.extend(keys.into_iter().filter_map(|(key, url)| Some((key, url.as_ref()?))));
+        }
+        Some(VerifyProvider::Anchors(_) | VerifyProvider::Sample) | None => {}
+    }
+    if let Some(attest) = &endpoint.ra.attest {
+        if let AttestProvider::Asr { addr } = &attest.provider {
+            all.push(("asr_addr", addr));
+        }
+        let passport = attest.passport.iter().flat_map(|passport| &passport.service.addrs);
+        all.extend(passport.map(|url| ("as_addr", url)));
+    }
+    all
 }
 
 /// Whether an entry is about hosts that its operator has not listed.
@@ -112,9 +137,56 @@ fn is_wide(entry: &Match) -> bool {
     entry.to.is_none_or(wide)
 }
 
-fn names(service: &AsService) -> impl Iterator<Item = &str> {
-    service.addrs.iter().filter_map(|url| match url.host() {
+fn name_of(url: &Url) -> Option<&str> {
+    match url.host() {
         Some(url::Host::Domain(name)) if name != "localhost" => Some(name),
         _ => None,
-    })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(to: Option<&str>, ports: Option<(u16, u16)>, uid: Option<u32>) -> Match {
+        let to = to.map(|net| net.parse().expect("a prefix"));
+        let port = ports.map(|(first, last)| PortRange { first, last });
+        Match { to, port, uid, gid: None, cgroup: None, iif: None }
+    }
+
+    #[test]
+    fn the_data_planes_own_user_is_never_captured() {
+        let own = entry(None, Some((80, 80)), Some(994));
+        let (message, hint) = never_matches(&own, &[], Some(994)).expect("never");
+        assert!(message.contains("uid tng") && hint.contains("application"), "{message}");
+        assert_eq!(never_matches(&own, &[], Some(995)), None);
+        assert_eq!(never_matches(&entry(None, Some((80, 80)), None), &[], None), None, "no such user, no uid asked");
+    }
+
+    #[test]
+    fn exclusions_are_put_together_by_addresses_and_ports() {
+        let never = |capture: &Match, excludes: &[Match]| never_matches(capture, excludes, None).is_some();
+        let net = entry(Some("198.51.100.0/24"), Some((80, 90)), None);
+        let low = entry(Some("198.51.100.0/25"), None, None);
+        let high = entry(Some("198.51.100.128/25"), Some((1, 85)), None);
+        let rest = entry(None, Some((86, 95)), None);
+        assert!(never(&net, &[low.clone(), high.clone(), rest.clone()]));
+        assert!(never(&net, &[rest.clone(), high.clone(), low.clone()]), "in any order");
+        assert!(!never(&net, &[low.clone(), high.clone()]), "86 to 90 of the upper half are left");
+        assert!(!never(&net, &[low.clone(), rest.clone()]));
+        assert!(!never(&net, &[]));
+        // Of both families when no address is named.
+        let any = entry(None, Some((80, 80)), None);
+        let halves = ["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"].map(|half| entry(Some(half), None, None));
+        assert!(never(&any, &halves) && !never(&any, &halves[..3]));
+        assert!(never(
+            &entry(None, None, None),
+            &[entry(None, Some((1, 100)), None), entry(None, Some((101, 65535)), None)]
+        ));
+        // One user's exclusion leaves the others captured, and the other way round it takes all.
+        let of_user = |uid| entry(Some("198.51.100.0/25"), None, Some(uid));
+        let upper = entry(Some("198.51.100.128/25"), None, None);
+        assert!(!never(&net, &[of_user(5), upper.clone()]));
+        assert!(never(&Match { uid: Some(5), ..net }, &[of_user(5), upper]));
+    }
 }

@@ -158,7 +158,9 @@ pub fn parse(instance: InstanceName, source: &Path, text: &str) -> Result<Loaded
     let mut sink = Sink::new(source, text);
     let root = Place { offset: 0, path: String::new() };
     let (table, syntax) = DeTable::parse_recoverable(text);
-    if let (false, Some((whose, hint))) = (syntax.is_empty(), foreign::recognise(text)) {
+    // Another program's file may happen to be TOML; ours has a section of ours.
+    let is_ours = syntax.is_empty() && ["ingress", "egress"].iter().any(|key| table.get_ref().get(*key).is_some());
+    if let (false, Some((whose, hint))) = (is_ours, foreign::recognise(text)) {
         sink.error(&root, "foreign-file", format!("this is {whose}, not of tng"), hint);
         return Err(Report { diagnostics: sink.finish() });
     }

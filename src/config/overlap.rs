@@ -64,6 +64,59 @@ pub(super) fn covers(outer: &Match, inner: &Match) -> bool {
     intersection(outer, inner).is_some_and(|meet| meet == *inner)
 }
 
+/// Whether `outers` together match everything that `inner` matches. Users, groups, cgroups and interfaces are not put
+/// together of parts: of those an outer entry must ask for nothing that `inner` does not ask for as well.
+pub(super) fn cover_together(outers: &[Match], inner: &Match) -> bool {
+    let anywhere = |entry: &Match| Match { to: None, port: None, ..entry.clone() };
+    let fitting: Vec<&Match> = outers.iter().filter(|outer| covers(&anywhere(outer), &anywhere(inner))).collect();
+    let ports = |entry: &Match| {
+        let range = entry.port.unwrap_or(PortRange { first: 1, last: u16::MAX });
+        (u32::from(range.first), u32::from(range.last))
+    };
+    let (first, last) = ports(inner);
+    // Between two of these every outer entry matches all ports or none.
+    let mut starts: Vec<u32> = fitting.iter().flat_map(|o| [ports(o).0, ports(o).1 + 1]).chain([first]).collect();
+    starts.retain(|port| (first..=last).contains(port));
+    starts.sort_unstable();
+    starts.dedup();
+    [true, false].into_iter().filter_map(|v4| addresses(inner, v4)).all(|wanted| {
+        starts.iter().all(|port| {
+            let at_port = fitting.iter().filter(|o| (ports(o).0..=ports(o).1).contains(port));
+            let mut ranges: Vec<(u128, u128)> = at_port.filter_map(|o| addresses(o, wanted.0)).map(|r| r.1).collect();
+            ranges.sort_unstable();
+            is_covered(wanted.1, &ranges)
+        })
+    })
+}
+
+/// First and last address of one family that an entry matches, and the family again.
+fn addresses(entry: &Match, v4: bool) -> Option<(bool, (u128, u128))> {
+    let number = |addr: IpAddr| match addr {
+        IpAddr::V4(a) => u128::from(u32::from(a)),
+        IpAddr::V6(a) => u128::from(a),
+    };
+    match entry.to {
+        Some(net) if net.addr().is_ipv4() != v4 => None,
+        Some(net) => Some((v4, (number(net.network()), number(net.broadcast())))),
+        None => Some((v4, (0, if v4 { u128::from(u32::MAX) } else { u128::MAX }))),
+    }
+}
+
+/// Whether sorted ranges leave nothing of `wanted` out.
+fn is_covered(wanted: (u128, u128), ranges: &[(u128, u128)]) -> bool {
+    let mut next = wanted.0;
+    for (first, last) in ranges {
+        if *first > next {
+            return false;
+        }
+        if *last >= wanted.1 {
+            return true;
+        }
+        next = next.max(last + 1);
+    }
+    false
+}
+
 /// Whether a mapping's connection to `host` and `ports` can be captured by `entry`, given what
 /// `to` absent stands for. A name may resolve to anything and is judged by its port only when
 /// it is `localhost`.

@@ -1,7 +1,7 @@
 //! The commands that work on files and rules: check, rules, reload.
 
 use super::commands::{Answer, Exit};
-use crate::capture::{apply, policy_rules};
+use crate::capture::{apply, on_host};
 use crate::config;
 use crate::daemon::{Paths, find_user, may_administer_network, reload as daemon_reload};
 
@@ -33,7 +33,7 @@ fn failed(status: u8, error: impl ToString) -> LocalAnswer {
 
 /// `tngctl check [NAME|FILE...]`.
 pub fn check(instances: &[String], json: bool) -> LocalAnswer {
-    let output = config::check_command("tngctl", instances, json, policy_rules::warnings_on_this_host);
+    let output = config::check_command("tngctl", instances, json, on_host::warnings);
     let errors = if output.stderr.is_empty() { Vec::new() } else { vec![output.stderr] };
     LocalAnswer { text: output.stdout, errors, status: u8::try_from(output.code).unwrap_or(1) }
 }

@@ -124,6 +124,7 @@ fn files_of_other_programs_and_look_alikes_are_named() {
     for (name, text, whose) in [
         ("tng.json", "{\n  \"add_ingress\": [ { \"mapping\": { \"in\": { \"port\": 1 } } } ]\n}\n", "of TNG (JSON)"),
         ("st.conf", "[web]\naccept = 127.0.0.1:8080\nconnect = 192.0.2.1:443\n", "of stunnel"),
+        ("numbers.toml", "[web]\naccept = 8080\nconnect = 443\n", "of stunnel"),
         ("gh.yaml", "listen: localhost:8443\ntarget: localhost:8080\n", "of ghostunnel"),
     ] {
         expect(&check(name, text), 78, &[whose, "docs/interop.md"]);
@@ -180,5 +181,25 @@ fn a_mark_that_a_rule_of_this_host_takes_is_warned_of_with_a_free_one() {
                 "ip -4 rule pref 10 fwmark 0x600/0xff00 lookup main of this host takes captured packets before rule 565",
             ],
         );
+    }
+}
+
+#[test]
+fn a_capture_of_this_hosts_own_address_is_warned_of_and_a_peers_is_not() {
+    let world = World::new();
+    let host = &world.client;
+    for family in super::netns::Family::BOTH {
+        let (own, peer) = (host.addr(family), world.server.addr(family));
+        let check = |addr: &dyn std::fmt::Display| {
+            let file = write(host, "own", &ingress(&format!("{{ to = \"{addr}\", port = 8080 }}")));
+            ctl(host, &["check", &file])
+        };
+        expect(
+            &check(&own),
+            0,
+            &["capture[0].to: ", &format!("{own} is an address of this host (c0)"), "not captured"],
+        );
+        let out = check(&peer);
+        assert!(out.status.success() && !out.stderr.contains("of this host"), "{}", out.stderr);
     }
 }

@@ -420,6 +420,10 @@ fn what_can_never_match_is_an_error_and_what_stands_beside_it_is_not() {
     {
         only_error(&excluded(whole), "ingress[0].netfilter.capture[0]", "never-matches");
     }
+    let together =
+        "{ port = \"8000-8050\" }, { to = \"192.0.2.0/25\" }, { to = \"192.0.2.128/25\", port = \"8051-9000\" }";
+    let found = only_error(&excluded(together), "ingress[0].netfilter.capture[0]", "never-matches");
+    assert!(found.message.contains("together"), "{found}");
     for part in ["{ to = \"192.0.2.1\" }", "{ port = 8000 }", "{ to = \"192.0.0.0/16\", uid = 0 }"] {
         netfilter(&excluded(part));
     }
@@ -466,4 +470,8 @@ fn a_service_by_name_under_a_capture_of_everything_is_warned_of_whichever_endpoi
     assert!(!warns("https://as.example/", "capture = [{ port = 8443 }]"), "DNS goes on");
     let excluded = format!("{everything}\nexclude = [{{ to = \"192.0.2.53\", port = 53 }}]");
     assert!(!warns("https://as.example/", &excluded));
+    let attest = "[ingress.attest]\nprovider = \"asr\"\nasr_addr = \"http://NAME:8006/\"\nasr_insecure = true\n";
+    let asr = |name: &str| format!("{}{}", file("https://192.0.2.9/", everything), attest.replace("NAME", name));
+    assert!(warned(&good(&asr("guest.example")), "service-by-name"));
+    assert!(!warned(&good(&asr("127.0.0.1")), "service-by-name"));
 }
