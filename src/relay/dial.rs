@@ -23,6 +23,8 @@ const MAX_ADDRESSES: usize = 8;
 static LOOKUPS: Semaphore = Semaphore::const_new(64);
 /// Source ports tried before the connection is refused.
 const MAX_PORT_TRIES: usize = 64;
+/// The same of a client whose range is nearly used up.
+const FEW_PORT_TRIES: usize = 8;
 /// Probes of an idle connection without an answer, after which the kernel ends it.
 const PROBES: u32 = 4;
 /// After how much silence the first one leaves, where no setting says.
@@ -176,14 +178,20 @@ impl Dialer {
         live: &LivePorts,
     ) -> Result<TcpStream, Refusal> {
         let start = random_below(ports.len());
-        let tries = ports.len().min(MAX_PORT_TRIES);
-        for step in 0..ports.len() {
-            if step >= tries {
-                break;
-            }
-            let port = ports.first + ((start + step) % ports.len()) as u16;
-            let from = SocketAddr::new(client, port);
+        let is_small = ports.len() <= MAX_PORT_TRIES;
+        // Nearly used up is used up: many tries each, for few that succeed, would only make everybody slow.
+        let tries = match (is_small, live.is_nearly_used_up(client)) {
+            (true, _) => ports.len(),
+            (false, true) => FEW_PORT_TRIES,
+            (false, false) => MAX_PORT_TRIES,
+        };
+        for step in 0..tries {
+            // A small range is gone through; of a large one each pick is random, which tells how full it is.
+            let at = if is_small { (start + step) % ports.len() } else { random_below(ports.len()) };
+            let from = SocketAddr::new(client, ports.first + at as u16);
+            let taken = || live.tried(client, true);
             if live.contains(from) {
+                taken();
                 continue;
             }
             let socket = self.socket(addr)?;
@@ -194,13 +202,19 @@ impl Dialer {
             .map_err(Refusal::PreserveSource)?;
             match socket.bind(&from.into()) {
                 Ok(()) => {}
-                Err(error) if port_taken(&error) => continue,
+                Err(error) if port_taken(&error) => {
+                    taken();
+                    continue;
+                }
                 Err(error) => return Err(Refusal::PreserveSource(error)),
             }
             match self.finish(socket, addr).await {
-                Ok(stream) => return Ok(stream),
+                Ok(stream) => {
+                    live.tried(client, false);
+                    return Ok(stream);
+                }
                 // The pair of addresses is still in use, in TIME_WAIT for one.
-                Err(error) if port_taken(&error) => continue,
+                Err(error) if port_taken(&error) => taken(),
                 Err(error) => return Err(self.refusal(addr, error)),
             }
         }
@@ -415,6 +429,33 @@ mod tests {
         let source = Source::Client { client: client(), ports, live: &LivePorts::default() };
         let _stream = dialer().connect(&target, source).await.expect("connect");
         assert_eq!(listener.accept().await.expect("accept").1, at(21301));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_nearly_used_its_range_up_is_refused_early_and_others_are_not() {
+        let (_listener, target) = service().await;
+        let live = Arc::new(LivePorts::default());
+        let ports = PortRange { first: 22000, last: 22199 };
+        // All of the range is live outside, so that no port can be had.
+        let held: Vec<_> = (ports.first..=ports.last).map(|port| live.enter(at(port))).collect();
+        let dialer = dialer();
+        let refused = async || {
+            let source = Source::Client { client: client(), ports, live: &live };
+            dialer.connect(&target, source).await.expect_err("no port is free")
+        };
+        let Refusal::SourcePorts(_, first) = refused().await else { panic!("another reason") };
+        let Refusal::SourcePorts(_, second) = refused().await else { panic!("another reason") };
+        assert_eq!((first, second), (MAX_PORT_TRIES, FEW_PORT_TRIES));
+        let other = ClientAddr("127.0.0.6:50000".parse().expect("address"));
+        let source = Source::Client { client: other, ports, live: &live };
+        drop(dialer.connect(&target, source).await.expect("another client's ports are free"));
+        // With free ports the client is served again, and its range is no longer called used up.
+        drop(held);
+        for _ in 0..64 {
+            let source = Source::Client { client: client(), ports, live: &live };
+            drop(dialer.connect(&target, source).await.expect("connect"));
+        }
+        assert!(!live.is_nearly_used_up(client().0.ip()));
     }
 
     #[test]

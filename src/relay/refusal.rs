@@ -57,7 +57,9 @@ pub enum Refusal {
     #[error("cannot use the client's address towards the service (CAP_NET_RAW missing?): {0}")]
     PreserveSource(io::Error),
     /// All tried source ports are in use.
-    #[error("no free source port for {0} in preserve_source_ports after {1} tries")]
+    #[error(
+        "no free source port for {0} in preserve_source_ports after {1} tries: widen the range, or keep connections open"
+    )]
     SourcePorts(std::net::IpAddr, usize),
     /// No socket could be made.
     #[error("cannot make a socket: {0}")]
