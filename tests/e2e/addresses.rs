@@ -188,3 +188,26 @@ fn a_reader_that_takes_a_rest_has_not_vanished() {
     let got = world.client.run("/usr/bin/python3", &["-I", "-c", RESTS, &addr]).expect_ok();
     assert_eq!(got.trim(), "20000000", "{}", client.output());
 }
+
+#[test]
+fn a_host_that_the_network_calls_unreachable_ends_the_attempt_at_once_and_with_that_reason() {
+    let world = World::new();
+    for (family, gone) in [(Family::V4, "203.0.113.99"), (Family::V6, "2001:db8:2::99")] {
+        world.router.sh(&format!("ip {} route add unreachable {gone}", family.ip_option()));
+        let target = match family {
+            Family::V4 => format!("{gone}:20001"),
+            Family::V6 => format!("[{gone}]:20001"),
+        };
+        let name = if family == Family::V4 { "four" } else { "six" };
+        let text = format!(
+            "[[ingress]]\nname = \"map\"\n[ingress.mapping]\nlisten = \"127.0.0.1:10001\"\ntarget = \"{target}\"\n{VERIFY}\
+             [ingress.limits]\nconnect_timeout = \"60s\"\n"
+        );
+        let tng = Tng::start(&world.client, name, &text);
+        let begun = Instant::now();
+        assert!(!curl(&world.client, "127.0.0.1:10001", "/").ok(), "nobody is there");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}\n{}", begun.elapsed(), tng.output());
+        wait_for("the reason", Duration::from_secs(5), || tng.output().contains("target-unreachable"));
+        assert!(!tng.output().contains("target-timeout"), "{}", tng.output());
+    }
+}
