@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tng::attest::{AsSeen, VerifyError};
 use tng::capture::nft::NftError;
-use tng::config::{AsService, InstanceName, Verify};
+use tng::config::{AsKind, AsService, InstanceName, Verify};
 use tng::ctl::doctor::{AgentError, Check, Finding, Host, Ran, Rules, Running, Severity, examine};
 
 /// Some day in 2026.
@@ -79,7 +79,7 @@ impl FakeHost {
                 guard_table: Some(true),
             }),
             agent: Ok("tdx".into()),
-            service: Ok(AsSeen { anchors: "JWKS of http://127.0.0.1:8080".into(), date }),
+            service: Ok(AsSeen { kind: AsKind::Rest, anchors: "JWKS of http://127.0.0.1:8080".into(), date }),
             _agent_socket: agent_socket,
         };
         for (file, text) in [
