@@ -298,6 +298,59 @@ async fn an_ingress_reaches_a_service_through_a_multiplexing_egress() {
     assert_eq!((plane.open_connections(), egress.open_connections()), (0, 0));
 }
 
+/// A server that answers while the client still uploads, and closes: what it did not read makes its end a reset.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_early_answer_arrives_before_the_reset_of_its_stream() {
+    const UPLOAD: usize = 1 << 20;
+    // One that fits into every buffer on the way, and one that fits into none.
+    for (length, rounds) in [(9, 40), (900_000, 10)] {
+        let answer: Vec<u8> = [
+            format!("HTTP/1.1 413 Payload Too Large\r\nContent-Length: {length}\r\n\r\n").into_bytes(),
+            (0..length).map(|n: u32| (n % 251) as u8).collect(),
+        ]
+        .concat();
+        let (service, addr) = listen().await;
+        let said = answer.clone();
+        tokio::spawn(async move {
+            while let Ok((mut tcp, _)) = service.accept().await {
+                let said = said.clone();
+                tokio::spawn(async move {
+                    let mut some = vec![0; 64 * 1024];
+                    let _ = tcp.read_exact(&mut some).await;
+                    let _ = tcp.write_all(&said).await;
+                    // Whatever a direct client would get, it has: the close is a reset, of what was read by then.
+                    while tng::relay::Leg::unacknowledged(&tcp) > 0 {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                });
+            }
+        });
+        let tls = PlainTls::new(&["h2"]);
+        let (out, listener) = mapping("out", tng::config::Side::Egress, addr, limits());
+        let (_ingress, entry) = ingress(&tls, listener.local);
+        let egress = start(&tls, vec![out], vec![listener]);
+        for round in 0..rounds {
+            let (mut reader, mut writer) = TcpStream::connect(entry).await.expect("connect").into_split();
+            let upload = tokio::spawn(async move {
+                let _ = writer.write_all(&vec![7; UPLOAD]).await;
+                writer
+            });
+            let (mut got, mut part) = (Vec::new(), [0; 16 * 1024]);
+            loop {
+                match timeout(Duration::from_secs(20), reader.read(&mut part)).await.expect("in time") {
+                    Ok(0) | Err(_) => break,
+                    Ok(count) => got.extend_from_slice(&part[..count]),
+                }
+            }
+            assert!(got == answer, "round {round}: {} of {} bytes", got.len(), answer.len());
+            drop(upload.await.expect("upload"));
+        }
+        let ends = |reason| ended(&egress, reason);
+        eventually("the records", || ends("target-reset") + ends("closed") >= rounds).await;
+        assert!(ends("target-reset") > 0, "the server's close was a reset");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_refuses_behind_a_multiplexing_egress_is_a_reset() {
     let tls = PlainTls::new(&["h2"]);

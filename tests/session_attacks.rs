@@ -323,3 +323,34 @@ async fn what_a_requiring_server_is_offered_else_is_refused_before_its_evidence_
     let (c, s) = meet(&bare, &server).await;
     assert_eq!((c.err().unwrap().reason(), s.err().unwrap().reason()), ("tls-alpn", "session-binding-required"));
 }
+
+/// A session that ends while its confirmation is under way is not accepted, and the peer hears that in ACCEPT's place.
+#[tokio::test]
+async fn a_session_that_ends_during_the_exchange_is_refused_before_accept() {
+    let (tee, verifier) = (Keys::new().await, verifier());
+    let mut secret = None;
+    let first = meets(&verifier, &tee, async |raw| {
+        let (nonce, _) = raw.asked().await;
+        secret = Some(raw.session(&nonce));
+        raw.say(message(&raw.evidence(&nonce).await)).await;
+        raw.say(Message::Pass).await;
+    });
+    assert_eq!(first.await.0, "ok");
+    let (id, secret) = secret.unwrap();
+    for ends in [false, true] {
+        let outcome = meets(&verifier, &tee, async |raw| {
+            let (nonce, resume) = raw.asked().await;
+            assert_eq!(resume, Some(id));
+            if ends {
+                verifier.reloaded();
+            }
+            raw.say(Message::Confirm(secret.confirm(&raw.about(&nonce)))).await;
+            raw.say(Message::Pass).await;
+            if ends {
+                let refused = Message::Refuse("session-ended".into());
+                assert_eq!(raw.hear().await, refused, "not ACCEPT");
+            }
+        });
+        assert_eq!(outcome.await.0, if ends { "session-ended" } else { "ok" });
+    }
+}

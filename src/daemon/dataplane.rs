@@ -235,6 +235,7 @@ impl DataPlane {
             live_ports,
             gate,
             handshakes,
+            unserved: Default::default(),
             tracker: self.tracker.clone(),
             stopping: self.stopping.clone(),
             abort: self.abort.clone(),

@@ -40,6 +40,8 @@ pub struct EndpointRuntime {
     pub gate: Arc<Gate>,
     /// An egress's bounds on what is not established yet.
     pub handshakes: Arc<Handshakes>,
+    /// Services that an egress could not reach lately.
+    pub unserved: egress::Unserved,
     /// Where its tasks are counted.
     pub tracker: TaskTracker,
     /// Set when nothing new may begin.

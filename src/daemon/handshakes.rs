@@ -53,6 +53,12 @@ pub struct Place {
     _source: Option<OwnedSemaphorePermit>,
 }
 
+/// A handshake that runs, until it is dropped.
+pub struct Begun<'a> {
+    _place: Place,
+    _stay: Stay<'a>,
+}
+
 /// A connection's stay in the table of its source.
 struct Stay<'a> {
     handshakes: &'a Handshakes,
@@ -84,25 +90,19 @@ impl Default for Handshakes {
 }
 
 impl Handshakes {
-    /// Runs `handshake` when the client has said something and a place is free.
+    /// Returns when the client has said something and a place is free: the handshake may begin.
     ///
     /// # Errors
-    /// [`Refusal::Silent`] after `patience` without a byte, and whatever the handshake ends in. The caller bounds the whole.
-    pub async fn run<T>(
-        &self,
-        tcp: TcpStream,
-        client: ClientAddr,
-        patience: Duration,
-        handshake: impl AsyncFnOnce(TcpStream) -> Result<T, Refusal>,
-    ) -> Result<T, Refusal> {
+    /// [`Refusal::Silent`] after `patience` without a byte. The caller bounds the whole.
+    pub async fn begin(&self, tcp: &TcpStream, client: ClientAddr, patience: Duration) -> Result<Begun<'_>, Refusal> {
         // A byte, an end, or an error: the handshake meets each of them. A peek, as a new socket may count as readable.
         if timeout(patience, tcp.peek(&mut [0])).await.is_err() {
             return Err(Refusal::Silent(patience));
         }
         let source = source_of(client.0.ip());
-        let _stay = self.stay(source);
-        let _place = self.place(source).await?;
-        handshake(tcp).await
+        let stay = self.stay(source);
+        let place = self.place(source).await?;
+        Ok(Begun { _place: place, _stay: stay })
     }
 
     fn stay(&self, source: IpAddr) -> Stay<'_> {

@@ -44,7 +44,7 @@ pub use dataplane::{DataPlane, DrainOutcome, TunnelFactory};
 pub use dataplane_error::DataPlaneError;
 pub use endpoint::{Accepted, EndpointRuntime};
 pub use gate::{Gate, Permit, Reached};
-pub use handshakes::Handshakes;
+pub use handshakes::{Begun, Handshakes};
 pub use kernel_counts::shared_refusals;
 pub use listeners::BoundListener;
 pub use log_queue::lost as log_records_lost;

@@ -1,19 +1,26 @@
 //! Egress: traffic out of the tunnel to the service. One file a mode; a mode says where the service
 //! is and whose address it sees. The service hears of a connection only after the client's appraisal.
 
+mod door;
 mod mapping;
 mod multiplex;
 mod netfilter;
+mod unserved;
+
+use std::pin::pin;
 
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::Mode;
 use crate::daemon::{Accepted, EndpointRuntime, Permit};
 use crate::relay::{
     ClientAddr, Leg, LivePorts, Outcome, PeerAddr, Record, Refusal, Source, Target, TlsLeg, keep_urgent_bytes,
 };
-use crate::tls::{Alpn, Binding, Channel};
+use crate::tls::{Alpn, Binding, Channel, ChannelError};
+
+use door::{Entrance, unserved};
+pub use unserved::Unserved;
 
 /// How long a stop waits for handshakes: a few round trips and an appraisal.
 const HANDSHAKES_AT_STOP: std::time::Duration = std::time::Duration::from_secs(2);
@@ -51,9 +58,9 @@ pub async fn serve(endpoint: &std::sync::Arc<EndpointRuntime>, accepted: Accepte
         }
     };
     record.set_target(&route.target);
-    let admitted = Box::pin(accept(endpoint, client, tcp)).await;
-    // Only what is established counts for `max_connections`.
-    drop(permit);
+    let deadline = Instant::now() + endpoint.endpoint.limits.handshake_timeout;
+    let entrance = Entrance::new(endpoint, client, &route, permit, deadline);
+    let admitted = Box::pin(accept(endpoint, client, tcp, &entrance, deadline)).await;
     let outcome = match admitted {
         Err(refusal) => Outcome::Refused(refusal),
         Ok((Channel { stream, alpn, standing, .. }, _place)) => {
@@ -61,6 +68,7 @@ pub async fn serve(endpoint: &std::sync::Arc<EndpointRuntime>, accepted: Accepte
             record.established(standing.as_ref());
             match alpn {
                 Alpn::H2 => {
+                    drop(entrance);
                     let streams = multiplex::Streams { endpoint, client, standing: standing.as_ref(), local, listener };
                     match Box::pin(streams.serve(stream)).await {
                         Ok(outcome) => outcome,
@@ -69,7 +77,9 @@ pub async fn serve(endpoint: &std::sync::Arc<EndpointRuntime>, accepted: Accepte
                 }
                 Alpn::RatsTls | Alpn::Tng1 => {
                     let mut tunnel = Box::new(TlsLeg::new(stream));
-                    match connect(endpoint, &route).await {
+                    let service = entrance.service().await;
+                    drop(entrance);
+                    match service {
                         Ok(mut service) => relayed(endpoint, &record, &mut service, &mut tunnel).await,
                         Err(refusal) => {
                             tunnel.abort();
@@ -84,26 +94,46 @@ pub async fn serve(endpoint: &std::sync::Arc<EndpointRuntime>, accepted: Accepte
     record.finish(outcome);
 }
 
-/// Handshake and appraisal within the deadline, as a server, and then a place among the connections. A stop ends it
-/// soon: nothing is lost that was not established.
-async fn accept(endpoint: &EndpointRuntime, client: ClientAddr, tcp: TcpStream) -> Result<(Channel, Permit), Refusal> {
+/// Handshake and appraisal until `deadline`, as a server, and a place among the connections. A stop ends it soon: nothing is
+/// lost that was not established.
+async fn accept<'a>(
+    endpoint: &'a EndpointRuntime,
+    client: ClientAddr,
+    tcp: TcpStream,
+    entrance: &Entrance<'a>,
+    deadline: Instant,
+) -> Result<(Channel, Permit), Refusal> {
     let limits = &endpoint.endpoint.limits;
-    let limit = limits.handshake_timeout;
-    let patience = limits.first_byte_timeout.min(limit);
-    let handshake = async |tcp: TcpStream| Ok(endpoint.tunnel.accept(tcp).await?);
-    let established = async {
-        let channel = timeout(limit, endpoint.handshakes.run(tcp, client, patience, handshake)).await;
-        let channel = channel.unwrap_or(Err(Refusal::HandshakeTimeout(limit)))?;
-        let verdict = channel.standing.as_ref().and_then(|standing| standing.verdict());
-        endpoint.handshakes.admit(client, verdict.map(|verdict| verdict.expires_at));
-        let place = timeout(limit, endpoint.gate.enter()).await;
-        Ok((channel, place.map_err(|_| Refusal::TooManyConnections)?))
+    let patience = limits.first_byte_timeout.min(limits.handshake_timeout);
+    let mut ending = pin!(async {
+        tokio::select! {
+            biased;
+            _ = stopped(endpoint) => unserved(&Refusal::Draining),
+            _ = endpoint.abort.cancelled() => unserved(&Refusal::Draining),
+            _ = sleep_until(deadline) => ChannelError::HandshakeTimeout,
+        }
+    });
+    let begun = tokio::select! {
+        biased;
+        error = ending.as_mut() => return Err(refused(endpoint, error)),
+        begun = endpoint.handshakes.begin(&tcp, client, patience) => begun?,
     };
+    entrance.begun(begun);
+    let channel = endpoint.tunnel.accept_until(tcp, entrance, ending).await.map_err(|e| refused(endpoint, e))?;
+    let verdict = channel.standing.as_ref().and_then(|standing| standing.verdict());
     tokio::select! {
         biased;
         _ = stopped(endpoint) => Err(Refusal::Draining),
         _ = endpoint.abort.cancelled() => Err(Refusal::Draining),
-        result = established => result,
+        place = entrance.place(verdict.as_deref()) => Ok((channel, place?)),
+    }
+}
+
+/// A handshake's failure, with the deadline that was set.
+fn refused(endpoint: &EndpointRuntime, error: ChannelError) -> Refusal {
+    match error {
+        ChannelError::HandshakeTimeout => Refusal::HandshakeTimeout(endpoint.endpoint.limits.handshake_timeout),
+        error => error.into(),
     }
 }
 

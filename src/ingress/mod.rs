@@ -4,12 +4,14 @@ mod mapping;
 mod multiplex;
 mod netfilter;
 
-use tokio::time::timeout;
+use std::pin::pin;
+
+use tokio::time::sleep;
 
 use crate::config::Mode;
 use crate::daemon::{Accepted, EndpointRuntime};
 use crate::relay::{Leg, Outcome, PeerAddr, Refusal, Source, Target, TlsLeg, canonical, keep_urgent_bytes};
-use crate::tls::{Alpn, Binding, Channel};
+use crate::tls::{Alpn, Binding, Channel, ChannelError};
 
 /// Where a connection of `mode` goes.
 fn target(mode: &Mode, accepted: &Accepted) -> Result<Target, Refusal> {
@@ -34,14 +36,7 @@ pub use netfilter::original_dst;
 pub async fn serve(endpoint: &EndpointRuntime, mut accepted: Accepted) {
     keep_urgent_bytes(&accepted.tcp);
     // Boxed, so that the handshake's state is given back before the connection idles for hours.
-    let established = Box::pin(async {
-        tokio::select! {
-            biased;
-            _ = endpoint.abort.cancelled() => Err(Refusal::Draining),
-            result = establish(endpoint, &accepted) => result,
-        }
-    })
-    .await;
+    let established = Box::pin(establish(endpoint, &accepted)).await;
     let outcome = match established {
         Ok(Tunnel::Whole(mut tunnel)) => {
             Outcome::Relayed(endpoint.relay(&accepted.record, &mut accepted.tcp, &mut tunnel).await)
@@ -63,22 +58,45 @@ pub async fn serve(endpoint: &EndpointRuntime, mut accepted: Accepted) {
 
 async fn establish(endpoint: &EndpointRuntime, accepted: &Accepted) -> Result<Tunnel, Refusal> {
     let limit = endpoint.endpoint.limits.handshake_timeout;
-    let within = async {
-        let target = target(&endpoint.endpoint.mode, accepted)?;
-        accepted.record.set_target(&target);
-        let tcp = endpoint.dialer.connect(&target, source(&endpoint.endpoint.mode, accepted)).await?;
-        if let Ok(peer) = tcp.peer_addr() {
-            accepted.record.set_peer_addr(PeerAddr(canonical(peer)));
-        }
-        let Channel { stream, alpn, standing, .. } = endpoint.tunnel.connect(tcp, target.name()).await?;
-        accepted.record.set_binding(Binding::of(alpn, &endpoint.endpoint.ra));
-        accepted.record.established(standing.as_ref());
-        match alpn {
-            Alpn::RatsTls | Alpn::Tng1 => Ok(Tunnel::Whole(Box::new(TlsLeg::new(stream)))),
-            Alpn::H2 => multiplex::open(stream).await.map(Box::new).map(Tunnel::Stream),
-        }
+    let ended = |error| match error {
+        ChannelError::HandshakeTimeout => Refusal::HandshakeTimeout(limit),
+        error => error.into(),
     };
-    timeout(limit, within).await.unwrap_or(Err(Refusal::HandshakeTimeout(limit)))
+    let mut ending = pin!(async {
+        tokio::select! {
+            biased;
+            _ = endpoint.abort.cancelled() => draining(),
+            _ = sleep(limit) => ChannelError::HandshakeTimeout,
+        }
+    });
+    let target = target(&endpoint.endpoint.mode, accepted)?;
+    accepted.record.set_target(&target);
+    let tcp = tokio::select! {
+        biased;
+        error = ending.as_mut() => return Err(ended(error)),
+        tcp = endpoint.dialer.connect(&target, source(&endpoint.endpoint.mode, accepted)) => tcp?,
+    };
+    if let Ok(peer) = tcp.peer_addr() {
+        accepted.record.set_peer_addr(PeerAddr(canonical(peer)));
+    }
+    let channel = endpoint.tunnel.connect_until(tcp, target.name(), ending.as_mut()).await;
+    let Channel { stream, alpn, standing, .. } = channel.map_err(ended)?;
+    accepted.record.set_binding(Binding::of(alpn, &endpoint.endpoint.ra));
+    accepted.record.established(standing.as_ref());
+    match alpn {
+        Alpn::RatsTls | Alpn::Tng1 => Ok(Tunnel::Whole(Box::new(TlsLeg::new(stream)))),
+        Alpn::H2 => tokio::select! {
+            biased;
+            error = ending => Err(ended(error)),
+            opened = multiplex::open(stream) => opened.map(Box::new).map(Tunnel::Stream),
+        },
+    }
+}
+
+/// What the peer is told of a stop.
+fn draining() -> ChannelError {
+    let refusal = Refusal::Draining;
+    ChannelError::Unserved { reason: refusal.reason(), text: refusal.to_string() }
 }
 
 /// On the heap: moving a TLS stream through futures by value would keep several copies' room.

@@ -69,6 +69,10 @@ impl Leg for Multiplexed {
     fn abort(&mut self) {
         self.stream.abort();
     }
+
+    fn unacknowledged(&self) -> usize {
+        self.stream.unacknowledged()
+    }
 }
 
 impl AsyncRead for Multiplexed {

@@ -13,7 +13,8 @@ pub trait Leg: AsyncRead + AsyncWrite + Unpin {
     /// From here on, dropping it resets the connection. A cut-off answer must never look complete.
     fn abort(&mut self);
 
-    /// Bytes written to the socket that the other host has not acknowledged yet. 0 where no kernel can tell.
+    /// Bytes written to the socket that the other host has not acknowledged yet; of a stream in a connection, those that
+    /// are not on their way. A reset throws them away. 0 where nobody can tell.
     fn unacknowledged(&self) -> usize {
         0
     }

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -14,6 +16,8 @@ use super::Leg;
 pub struct StreamLeg {
     recv: RecvStream,
     send: SendStream<Bytes>,
+    /// Bytes that h2 holds. RST_STREAM throws them away.
+    held: Arc<AtomicUsize>,
     /// What the stream is reset with.
     reset: Reason,
     unread: Bytes,
@@ -23,13 +27,42 @@ pub struct StreamLeg {
 impl StreamLeg {
     /// The two directions of a stream, reset with `reset` when it is cut off.
     pub fn new(recv: RecvStream, send: SendStream<Bytes>, reset: Reason) -> Self {
-        Self { recv, send, reset, unread: Bytes::new(), closed: false }
+        Self { recv, send, held: Arc::default(), reset, unread: Bytes::new(), closed: false }
+    }
+}
+
+/// Bytes that h2 drops as soon as they are in a frame on their way, behind which a reset comes in order.
+struct Piece {
+    bytes: Vec<u8>,
+    held: Arc<AtomicUsize>,
+}
+
+impl Piece {
+    fn new(bytes: &[u8], held: &Arc<AtomicUsize>) -> Self {
+        held.fetch_add(bytes.len(), Ordering::Relaxed);
+        Self { bytes: bytes.to_vec(), held: held.clone() }
+    }
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes.len(), Ordering::Relaxed);
     }
 }
 
 impl Leg for StreamLeg {
     fn abort(&mut self) {
         self.send.send_reset(self.reset);
+    }
+
+    fn unacknowledged(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
     }
 }
 
@@ -65,7 +98,8 @@ impl AsyncWrite for StreamLeg {
                 None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             }
         };
-        self.send.send_data(Bytes::copy_from_slice(&buf[..count]), false).map_err(io_error)?;
+        let piece = Piece::new(&buf[..count], &self.held);
+        self.send.send_data(Bytes::from_owner(piece), false).map_err(io_error)?;
         Poll::Ready(Ok(count))
     }
 

@@ -2,7 +2,7 @@
 
 use tokio::net::TcpStream;
 
-use crate::tls::{Channel, ChannelError, EndpointTls, Standings};
+use crate::tls::{Channel, ChannelError, Door, Ending, EndpointTls, Standings};
 
 /// One endpoint's end of the tunnel.
 #[async_trait::async_trait]
@@ -11,6 +11,32 @@ pub trait TunnelSide: Send + Sync + 'static {
     async fn connect(&self, tcp: TcpStream, server_name: Option<&str>) -> Result<Channel, ChannelError>;
     /// The same as its server.
     async fn accept(&self, tcp: TcpStream) -> Result<Channel, ChannelError>;
+    /// [`TunnelSide::connect`] until `ending` says why it ends.
+    async fn connect_until(
+        &self,
+        tcp: TcpStream,
+        server_name: Option<&str>,
+        ending: Ending<'_>,
+    ) -> Result<Channel, ChannelError> {
+        tokio::select! {
+            biased;
+            made = self.connect(tcp, server_name) => made,
+            error = ending => Err(error),
+        }
+    }
+    /// [`TunnelSide::accept`] until `ending` says why it ends. `door` may be opened or not: the caller asks it.
+    async fn accept_until(
+        &self,
+        tcp: TcpStream,
+        _door: &dyn Door,
+        ending: Ending<'_>,
+    ) -> Result<Channel, ChannelError> {
+        tokio::select! {
+            biased;
+            made = self.accept(tcp) => made,
+            error = ending => Err(error),
+        }
+    }
     /// What `status` shows of it.
     fn status(&self) -> serde_json::Value;
     /// A configuration was taken over that leaves this side as it is.
@@ -35,6 +61,19 @@ impl TunnelSide for EndpointTls {
 
     async fn accept(&self, tcp: TcpStream) -> Result<Channel, ChannelError> {
         EndpointTls::accept(self, tcp).await
+    }
+
+    async fn connect_until(
+        &self,
+        tcp: TcpStream,
+        server_name: Option<&str>,
+        ending: Ending<'_>,
+    ) -> Result<Channel, ChannelError> {
+        EndpointTls::connect_until(self, tcp, server_name, ending).await
+    }
+
+    async fn accept_until(&self, tcp: TcpStream, door: &dyn Door, ending: Ending<'_>) -> Result<Channel, ChannelError> {
+        EndpointTls::accept_until(self, tcp, door, ending).await
     }
 
     fn status(&self) -> serde_json::Value {

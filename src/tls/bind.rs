@@ -13,7 +13,7 @@ use super::appraisal::{Appraisal, appraise};
 use super::certificate::VALIDITY;
 use super::identity::Fixed;
 use super::peer::PeerCertificate;
-use super::session::{Asker, BoundSession, Exchange, Outcome, Proof, Proven, Prover, SessionError, Turn};
+use super::session::{Asker, BoundSession, Door, Ending, Exchange, Outcome, Proof, Proven, Prover, SessionError, Turn};
 use super::{Alpn, ChannelError};
 use crate::attest::{Attester, Verdict};
 use crate::config::{Model, Ra};
@@ -54,12 +54,15 @@ pub(super) fn protocols(ra: &Ra) -> (Vec<Alpn>, Vec<Alpn>) {
     }
 }
 
-/// Runs the exchange over a connection whose handshake is done. `shown`: the certificate this side showed in it.
+/// Runs the exchange over a connection whose handshake is done. `shown`: the certificate this side showed in it; `door`: of
+/// a server.
 pub(super) async fn bind(
     stream: &mut TlsStream<TcpStream>,
     proving: Option<&Proving>,
     shown: Option<&Fixed>,
     appraisal: Option<&Arc<Appraisal>>,
+    door: Option<&dyn Door>,
+    ending: Ending<'_>,
 ) -> Result<LetIn, ChannelError> {
     let prover = proving.zip(shown).map(|(p, shown)| Prover {
         attester: &*p.attester,
@@ -67,7 +70,8 @@ pub(super) async fn bind(
         proven: &p.proven,
         places: &p.places,
     });
-    let Outcome { bound, proved } = Exchange::new(stream).run(prover, appraisal.map(|a| &**a as &dyn Asker)).await?;
+    let asker = appraisal.map(|a| &**a as &dyn Asker);
+    let Outcome { bound, proved } = Exchange::new(stream).run(prover, asker, door, ending).await?;
     // A side that verifies goes by what it saw, one that does not by what it showed.
     let confirmed = bound.as_ref().map_or(proved == Some(Proof::Confirmation), |b| b.resumed);
     let origin = if confirmed { Origin::Confirmation } else { Origin::Evidence };
@@ -126,6 +130,10 @@ impl Asker for Appraisal {
 
     fn keep(&self, session: Arc<BoundSession>) {
         self.sessions.put(session);
+    }
+
+    fn holds(&self, session: &BoundSession) -> bool {
+        self.still_bound(session)
     }
 
     fn model(&self) -> Model {

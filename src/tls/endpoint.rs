@@ -1,6 +1,7 @@
 //! TLS and attestation of one endpoint.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use super::bind::{self, BindingCounts, LetIn, Origin, Proving};
 use super::identity::{Fixed, IdentityStore};
 use super::resumption::{AsClient, AsServer, Handshake, Ticketing, Tickets};
 use super::rules::{Oversight, Rules, Settings};
-use super::session::SessionError;
+use super::session::{Door, Ending, SessionError};
 use super::snapshot::Snapshot;
 use super::standing::{Standing, Standings};
 use super::status::{AttestStatus, FailureStatus, Ledger, TlsStatus, unix};
@@ -47,6 +48,15 @@ pub struct EndpointTls {
 
 pub(super) fn setup(e: impl std::fmt::Display) -> ChannelError {
     ChannelError::Setup(e.to_string())
+}
+
+/// What `work` ends in, unless `ending` is first.
+async fn unless<T>(ending: Ending<'_>, work: impl Future<Output = Result<T, ChannelError>>) -> Result<T, ChannelError> {
+    tokio::select! {
+        biased;
+        made = work => made,
+        error = ending => Err(error),
+    }
 }
 
 impl EndpointTls {
@@ -122,6 +132,16 @@ impl EndpointTls {
     /// Client side: handshake over `tcp`, appraise the peer, all within the handshake deadline.
     /// `server_name`: the target's name, shown in SNI; `None` or an address: no SNI.
     pub async fn connect(&self, tcp: TcpStream, server_name: Option<&str>) -> Result<Channel, ChannelError> {
+        self.connect_until(tcp, server_name, pin!(self.deadline())).await
+    }
+
+    /// The same until `ending` says why it ends, in the place of the handshake deadline.
+    pub async fn connect_until(
+        &self,
+        tcp: TcpStream,
+        server_name: Option<&str>,
+        mut ending: Ending<'_>,
+    ) -> Result<Channel, ChannelError> {
         let peer = tcp.peer_addr().ok();
         let work = async {
             let name = match server_name {
@@ -138,19 +158,47 @@ impl EndpointTls {
                     tickets.failed(own);
                 }
             })?;
-            self.finish(stream.into(), shown, ticketing.map(Ticketing::Client)).await
+            Ok((stream.into(), shown, ticketing.map(Ticketing::Client)))
         };
-        self.conclude(peer, tokio::time::timeout(self.handshake_timeout, work).await)
+        let made = unless(ending.as_mut(), work).await;
+        let outcome = match made {
+            Ok((stream, shown, ticketing)) => self.finish(stream, shown, ticketing, None, ending).await,
+            Err(error) => Err(error),
+        };
+        self.conclude(peer, outcome)
     }
 
     /// Server side of the same.
     pub async fn accept(&self, tcp: TcpStream) -> Result<Channel, ChannelError> {
+        self.accepting(tcp, None, pin!(self.deadline())).await
+    }
+
+    /// The same until `ending` says why it ends, in the place of the handshake deadline. A peer that is appraised is told
+    /// as well what keeps `door` shut.
+    pub async fn accept_until(
+        &self,
+        tcp: TcpStream,
+        door: &dyn Door,
+        ending: Ending<'_>,
+    ) -> Result<Channel, ChannelError> {
+        self.accepting(tcp, Some(door), ending).await
+    }
+
+    async fn accepting(
+        &self,
+        tcp: TcpStream,
+        door: Option<&dyn Door>,
+        mut ending: Ending<'_>,
+    ) -> Result<Channel, ChannelError> {
         let peer = tcp.peer_addr().ok();
         let work = async {
             let shown = self.identity.ready().await?;
             let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
             // Tickets are of use to a client of tng/1 alone.
             let bindable = hello.client_hello().alpn().is_some_and(|mut p| p.any(|p| p == Alpn::Tng1.as_wire()));
+            // Who resumes a session cannot be told why it is not served.
+            let tells = self.appraisal.is_some() && door.is_some_and(Door::is_shut);
+            let bindable = bindable && !tells;
             let tickets = self.tickets.as_ref().filter(|_| bindable);
             let ticketing = tickets.map(|t| t.as_server(shown.as_ref(), self.appraisal.as_ref()));
             let stream = hello.into_stream_with(self.server_config(shown.as_ref(), ticketing.as_ref()), |connection| {
@@ -158,9 +206,20 @@ impl EndpointTls {
                     own.label(connection);
                 }
             });
-            self.finish(stream.await?.into(), shown, ticketing.map(Ticketing::Server)).await
+            Ok((stream.await?.into(), shown, ticketing.map(Ticketing::Server)))
         };
-        self.conclude(peer, tokio::time::timeout(self.handshake_timeout, work).await)
+        let made = unless(ending.as_mut(), work).await;
+        let outcome = match made {
+            Ok((stream, shown, ticketing)) => self.finish(stream, shown, ticketing, door, ending).await,
+            Err(error) => Err(error),
+        };
+        self.conclude(peer, outcome)
+    }
+
+    /// Ends a handshake that takes too long.
+    async fn deadline(&self) -> ChannelError {
+        tokio::time::sleep(self.handshake_timeout).await;
+        ChannelError::HandshakeTimeout
     }
 
     fn client_config(&self, shown: Option<&Arc<Fixed>>, ticketing: Option<&AsClient>) -> Arc<ClientConfig> {
@@ -197,6 +256,8 @@ impl EndpointTls {
         mut stream: TlsStream<TcpStream>,
         shown: Option<Arc<Fixed>>,
         ticketing: Option<Ticketing>,
+        door: Option<&dyn Door>,
+        ending: Ending<'_>,
     ) -> Result<Channel, ChannelError> {
         // From here on whatever drops the stream (refusal, deadline, cancellation) resets the connection:
         // the peer, whose handshake is over, must not take a refusal for a clean end.
@@ -210,7 +271,8 @@ impl EndpointTls {
                 let let_in = match handshake {
                     Handshake::Resumed(session) => LetIn::resumed(session),
                     Handshake::Full => {
-                        bind::bind(&mut stream, self.proving.as_ref(), shown.as_deref(), appraisal.as_ref()).await?
+                        let (proving, shown) = (self.proving.as_ref(), shown.as_deref());
+                        bind::bind(&mut stream, proving, shown, appraisal.as_ref(), door, ending).await?
                     }
                 };
                 let_in.check(appraisal.as_ref())?;
@@ -225,7 +287,7 @@ impl EndpointTls {
             (_, None) => None,
             (_, Some(appraisal)) => {
                 let der = session.peer_certificates().and_then(|c| c.first()).ok_or(PeerError::NoCertificate)?;
-                Some(self.admit(appraisal, der).await?)
+                Some(unless(ending, self.admit(appraisal, der)).await?)
             }
         };
         let standing = standing.unwrap_or_else(|| self.oversight.admit_anybody(alpn));
@@ -238,9 +300,9 @@ impl EndpointTls {
     fn conclude(
         &self,
         peer: Option<SocketAddr>,
-        outcome: Result<Result<Channel, ChannelError>, tokio::time::error::Elapsed>,
+        outcome: Result<Channel, ChannelError>,
     ) -> Result<Channel, ChannelError> {
-        let outcome = match outcome.unwrap_or(Err(ChannelError::HandshakeTimeout)) {
+        let outcome = match outcome {
             // It offered nothing but tng/1, so this is what the peer lacks.
             Err(ChannelError::Alpn) if self.require_session_binding => Err(SessionError::Required.into()),
             outcome => outcome,

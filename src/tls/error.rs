@@ -49,6 +49,14 @@ pub enum ChannelError {
     /// The `tng/1` exchange failed.
     #[error("{0}")]
     Session(#[from] SessionError),
+    /// The peer was let in, or might have been, and this side cannot serve it.
+    #[error("{text}")]
+    Unserved {
+        /// Slug.
+        reason: &'static str,
+        /// In words.
+        text: String,
+    },
     /// The endpoint could not be set up.
     #[error("TLS setup failed: {0}")]
     Setup(String),
@@ -114,6 +122,7 @@ impl ChannelError {
             Self::Peer(e) => e.reason(),
             Self::Verify(e) => e.reason(),
             Self::Session(e) => e.reason(),
+            Self::Unserved { reason, .. } => reason,
             Self::Setup(_) => "tls-setup",
         }
     }

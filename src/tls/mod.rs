@@ -31,7 +31,7 @@ pub use endpoint::EndpointTls;
 pub use error::ChannelError;
 pub(crate) use error::alert_text;
 pub use peer::PeerError;
-pub use session::SessionError;
+pub use session::{Door, Ending, SessionError};
 pub use standing::{Closing, CurrentVerdict, Standing, Standings, WeakStandings, Withdrawn};
 pub use status::{AttestStatus, FailureStatus, PeerStatus, RefusalStatus, TlsStatus, VerifyStatus};
 

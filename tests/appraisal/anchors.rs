@@ -79,7 +79,51 @@ async fn the_doctor_reaches_both_protocols() {
         let service = start(AFFIRMING, serves).await;
         let seen = verifier(&at(&[&service])).reach().await.unwrap_or_else(|e| panic!("{serves:?}: {e}"));
         assert!(seen.anchors.contains("tng test AS CA"), "{}", seen.anchors);
-        assert_eq!(service.appraisals(), 0);
+        assert!(service.issued().is_empty());
+    }
+}
+
+/// What the doctor finds at a service that is asked as `kind`.
+async fn found(service: &FakeAs, kind: Option<AsKind>) -> Result<AsKind, VerifyError> {
+    verifier(&AsService { kind, ..at(&[service]) }).reach().await.map(|seen| seen.kind)
+}
+
+#[tokio::test]
+async fn the_doctor_makes_the_call_that_is_configured() {
+    let lines = [AFFIRMING, Mode::OldApi, Mode::Openanolis { flat: false }, Mode::Openanolis { flat: true }];
+    for (listen, mode) in ["127.0.0.1:0", "[::1]:0"].into_iter().flat_map(|at| lines.map(|mode| (at, mode))) {
+        for (serves, speaks, other) in [
+            (Serves::Rest, AsKind::Rest, AsKind::Grpc),
+            (Serves::Grpc, AsKind::Grpc, AsKind::Rest),
+            (Serves::GrpcAlone, AsKind::Grpc, AsKind::Rest),
+        ] {
+            let what = format!("{listen} {mode:?} {serves:?}");
+            let service = FakeAs::start_as(listen, mode, serves, None).await;
+            assert_eq!(found(&service, None).await, Ok(speaks), "{what}");
+            assert_eq!(found(&service, Some(speaks)).await, Ok(speaks), "{what}");
+            let wrong = found(&service, Some(other)).await.unwrap_err();
+            let told =
+                format!("it is a {} service, and was asked as", if speaks == AsKind::Rest { "REST" } else { "gRPC" });
+            assert!(wrong.reason() == "as-garbage" && wrong.to_string().contains(&told), "{what}: {wrong}");
+            assert!(service.issued().is_empty(), "{what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_doctor_finds_no_service_where_another_one_is() {
+    for serves in [Serves::Rest, Serves::Grpc, Serves::GrpcAlone] {
+        let service = start(Mode::Absent, serves).await;
+        let kind = if serves == Serves::Rest { AsKind::Rest } else { AsKind::Grpc };
+        for asked in [None, Some(kind)] {
+            let error = found(&service, asked).await.unwrap_err();
+            assert!(error.to_string().starts_with("no attestation service there"), "{serves:?} {asked:?}: {error}");
+        }
+    }
+    for (mode, reason) in [(Mode::Html, "as-no-token"), (Mode::Garbage, "as-no-token"), (Mode::Unavailable, "as-error")]
+    {
+        let service = start(mode, Serves::Rest).await;
+        assert_eq!(found(&service, None).await.unwrap_err().reason(), reason, "{mode:?}");
     }
 }
 

@@ -4,10 +4,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
-use tng::config::{self, InstanceName, VerifyProvider};
-use tng::ctl::doctor::{Host as _, RealHost};
+use tng::config::{self, AsKind, InstanceName, Verify, VerifyProvider};
+use tng::ctl::doctor::{Check, Finding, Host as _, RealHost, Severity};
 
 use super::fakes::aa::{FakeAa, Mode};
+use super::fakes::as_rest::{FakeAs, Mode as As, Serves};
 use super::lab::{Lab, TO_SERVER, ingress};
 use super::netns::{Connect, Host, Parts, Tng, World, kernel_state, run, run_tngctl, tngctl, traces};
 
@@ -189,14 +190,22 @@ fn the_service_is_asked_for_its_signer_and_its_clock() {
         let body = super::fakes::text("as-jwks.txt");
         let body = &body[body.find("{\"keys\"").or(body.find('{')).unwrap_or(0)..];
         let (mut stream, _) = listener.accept().expect("accept");
-        for _ in 0..2 {
+        for _ in 0..3 {
             let mut request = Vec::new();
             let mut byte = [0];
             while !request.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
                 request.push(byte[0]);
             }
+            let head = String::from_utf8_lossy(&request).to_ascii_lowercase();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+            stream.read_exact(&mut vec![0; length.unwrap_or(0)]).expect("body");
+            // As trustee answers a request without policies.
+            let (status, body) = match head.starts_with("post /attestation ") {
+                true => ("400 Bad Request", "Json deserialize error: missing field `policy_ids` at line 1 column 29"),
+                false => ("200 OK", body),
+            };
             let date = "Date: Tue, 15 Nov 1994 08:12:31 GMT";
-            let answer = format!("HTTP/1.1 200 OK\r\n{date}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let answer = format!("HTTP/1.1 {status}\r\n{date}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
             let _ = stream.write_all(answer.as_bytes());
         }
     });
@@ -207,4 +216,47 @@ fn the_service_is_asked_for_its_signer_and_its_clock() {
     serve.join().expect("service");
     let gone = RealHost.service(&verify, rest).expect_err("nobody listens any more");
     assert_eq!(gone.reason(), "as-unreachable");
+}
+
+/// What the doctor says of the service when it is asked as `kind`.
+async fn as_answer(service: &FakeAs, kind: Option<AsKind>) -> Finding {
+    let verify: Verify = verify_by(service, kind);
+    let VerifyProvider::As(asked) = verify.provider.clone() else { panic!("{verify:?}") };
+    // It makes a runtime of its own.
+    let seen = tokio::task::spawn_blocking(move || RealHost.service(&verify, &asked)).await.expect("question");
+    let mut host = super::world::FakeHost::new();
+    host.service = seen;
+    host.worst(Check::AsAnswer)
+}
+
+fn verify_by(service: &FakeAs, kind: Option<AsKind>) -> Verify {
+    let toml = format!(
+        "[[ingress]]\nname = \"in\"\n[ingress.mapping]\nlisten = \"127.0.0.1:1\"\ntarget = \"127.0.0.1:2\"\n\
+         [ingress.verify]\nas_addr = \"{}\"\npolicy_ids = [\"default\"]\n{}",
+        service.url(),
+        kind.map(|kind| format!("as_type = \"{}\"\n", kind.as_str())).unwrap_or_default()
+    );
+    let loaded = config::parse(InstanceName::new("in").expect("name"), "in.toml".as_ref(), &toml).expect("file");
+    loaded.config.endpoints[0].ra.verify.clone().expect("verify")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_of_another_type_than_the_configured_one_is_an_error() {
+    let mode = As::Status("affirming");
+    for (serves, right, wrong) in
+        [(Serves::Rest, AsKind::Rest, AsKind::Grpc), (Serves::Grpc, AsKind::Grpc, AsKind::Rest)]
+    {
+        let service = FakeAs::start_as("[::1]:0", mode, serves, None).await;
+        for kind in [None, Some(right)] {
+            let found = as_answer(&service, kind).await;
+            let over = format!("answers over {}", right.as_str());
+            assert!(found.severity == Severity::Ok && found.what.contains(&over), "{found:?}");
+        }
+        let found = as_answer(&service, Some(wrong)).await;
+        assert!(found.severity == Severity::Error && found.what.contains("and was asked as"), "{found:?}");
+        assert!(found.fix.contains("as_type"), "{found:?}");
+        service.set(As::Absent);
+        let found = as_answer(&service, Some(right)).await;
+        assert!(found.severity == Severity::Error && found.what.contains("no attestation service there"), "{found:?}");
+    }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tng::attest::{AsSeen, VerifyError};
 use tng::capture::nft::NftError;
-use tng::config::{AsService, InstanceName, Verify};
+use tng::config::{AsKind, AsService, InstanceName, Verify};
 use tng::ctl::doctor::{AgentError, Check, Fate, Finding, Host, Ran, Rules, Running, Severity, Trial, Tried, examine};
 
 /// Some day in 2026.
@@ -85,7 +85,7 @@ impl FakeHost {
                 guard_table: Some(true),
             }),
             agent: Ok("tdx".into()),
-            service: Ok(AsSeen { anchors: "JWKS of http://127.0.0.1:8080".into(), date }),
+            service: Ok(AsSeen { kind: AsKind::Rest, anchors: "JWKS of http://127.0.0.1:8080".into(), date }),
             fate: Fate::Answered,
             _agent_socket: agent_socket,
         };

@@ -284,6 +284,16 @@ fn attestation(mode: Mode, signer: &Signer, body: &[u8]) -> (&'static str, Strin
             return (BAD_REQUEST, text.into());
         }
     };
+    if request.get("policy_ids").is_none() {
+        // Recorded of both lines.
+        if mode == (Mode::Openanolis { flat: false }) {
+            let problem = json!({ "type": "https://github.com/confidential-containers/attestation-service/errors/BadRequest",
+                "title": "Invalid JSON request", "status": 400, "code": "AS.REQUEST.INVALID_JSON",
+                "detail": "The request body is not valid JSON for this endpoint.", "retryable": false, "field": "body" });
+            return (BAD_REQUEST, problem.to_string());
+        }
+        return (BAD_REQUEST, "Json deserialize error: missing field `policy_ids` at line 1 column 29".into());
+    }
     let devices = request["verification_requests"].as_array().and_then(|list| list.get(1..)).unwrap_or_default();
     let text = |key: &str| one[key].as_str().unwrap_or_default().to_owned();
     let asked = Asked {

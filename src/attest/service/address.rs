@@ -1,5 +1,7 @@
 //! One address of an attestation service: what it speaks, how it fares, how it is asked.
 
+mod look;
+
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -22,6 +24,8 @@ const BACK_OFF: Duration = Duration::from_secs(1);
 const MAX_BACK_OFF: Duration = Duration::from_secs(60);
 /// Dialects tried for one appraisal: as known, and corrected in both ways.
 const MAX_TRIES: usize = 3;
+/// What a proxy says in front of a service that wants HTTP/2, or another content type.
+const OTHER_PROTOCOL: [u16; 4] = [415, 426, 464, 505];
 
 /// What status shows of an address.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -115,20 +119,6 @@ impl Address {
         self.http.get(&format!("{}{path}", self.base), headers, until).await
     }
 
-    /// Whether a gRPC service answers here at all; it appraises nothing.
-    pub async fn challenge(&self, headers: &Headers, until: Instant) -> Result<(), VerifyError> {
-        let message = proto::Challenge {}.encode_to_vec();
-        match self.call("GetAttestationChallenge", &message, headers, until).await {
-            // It names what the request lacks: an attestation service.
-            Ok(_) => Ok(()),
-            Err(CallError::Status(code, text)) if code == code::UNIMPLEMENTED || code == code::UNAVAILABLE => {
-                Err(of_status(code, Refusal::of_text(text)))
-            }
-            Err(CallError::Status(..)) => Ok(()),
-            Err(CallError::Failed(e)) => Err(e),
-        }
-    }
-
     /// What it speaks, as far as that is known.
     pub fn speaks(&self) -> Option<AsKind> {
         self.kind()
@@ -211,8 +201,7 @@ impl Address {
                 continue;
             }
             let status = reply.status.as_u16();
-            // What a proxy says in front of a service that wants HTTP/2, or another content type.
-            let may_be_grpc = [415, 426, 464, 505].contains(&status);
+            let may_be_grpc = OTHER_PROTOCOL.contains(&status);
             return Err(HttpFailure { error: refusal.error(AsStatus::Http(status)), may_be_grpc, is_grpc: false });
         }
         Err(VerifyError::Internal.into())
@@ -242,8 +231,12 @@ impl Address {
         Err(VerifyError::Internal)
     }
 
-    async fn call(&self, method: &str, message: &[u8], headers: &Headers, until: Instant) -> Result<Answer, CallError> {
+    fn count(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn call(&self, method: &str, message: &[u8], headers: &Headers, until: Instant) -> Result<Answer, CallError> {
+        self.count();
         self.grpc.call(method, message, headers, until).await
     }
 

@@ -37,10 +37,14 @@ const MAX_HEADERS: u32 = 256 << 10;
 pub mod code {
     /// The server's own deadline.
     pub const DEADLINE_EXCEEDED: u16 = 4;
+    /// A proxy asks for other credentials.
+    pub const PERMISSION_DENIED: u16 = 7;
     /// No such method.
     pub const UNIMPLEMENTED: u16 = 12;
     /// The service is not there for now.
     pub const UNAVAILABLE: u16 = 14;
+    /// A proxy asks for credentials.
+    pub const UNAUTHENTICATED: u16 = 16;
 }
 
 /// A client of one address; its connection is kept.

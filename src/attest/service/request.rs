@@ -298,10 +298,6 @@ pub mod proto {
         #[prost(string, tag = "1")]
         pub token: String,
     }
-
-    /// `ChallengeRequest`, without its map.
-    #[derive(Clone, PartialEq, Message)]
-    pub struct Challenge {}
 }
 
 #[cfg(test)]

@@ -38,6 +38,8 @@ enum Trust {
 /// What the attestation service showed of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AsSeen {
+    /// What it speaks.
+    pub kind: AsKind,
     /// Whom its tokens must be signed by, in words.
     pub anchors: String,
     /// Its clock, by the Date header of its answer (RFC 9110, 6.6.1).
@@ -64,24 +66,22 @@ impl AsVerifier {
         })
     }
 
-    /// Asks the first address for what it says about itself and its signer.
+    /// Asks the first address for what it says about itself and its signer, and makes the service's own call in the protocol
+    /// that is configured, with a request that it cannot appraise.
     ///
     /// # Errors
-    /// It cannot be reached, is not who its address says, or is no attestation service: it names no signer although
-    /// no anchors are configured.
+    /// It cannot be reached, is not who its address says, or is no attestation service: it has no such call, or names no
+    /// signer although no anchors are configured.
     pub async fn reach(&self) -> Result<AsSeen, VerifyError> {
         let until = self.client.deadline();
         let address = self.client.addresses().first().ok_or(VerifyError::Internal)?;
         let published = address.get("/.well-known/jwks.json", self.client.headers(), until).await;
         let date = match published {
             Ok(reply) => reply.date,
-            Err(failure) if failure.may_be_grpc && address.speaks() != Some(AsKind::Rest) => {
-                let half = Instant::now() + until.saturating_duration_since(Instant::now()) / 2;
-                address.challenge(self.client.headers(), half).await.map_err(|_| failure.error)?;
-                None
-            }
+            Err(failure) if failure.may_be_grpc => None,
             Err(failure) => return Err(failure.error),
         };
+        let found = address.look(self.client.headers(), until).await?;
         let anchors = match &self.trust {
             Trust::Named { sets: Some(sets), .. } => {
                 sets.anchors(Need::any(self.client.outages(), until)).await?;
@@ -94,7 +94,7 @@ impl AsVerifier {
                 of_service(address, self.client.headers(), first, need).await?.anchors.origin().to_owned()
             }
         };
-        Ok(AsSeen { anchors, date })
+        Ok(AsSeen { kind: found.kind, anchors, date: date.or(found.date) })
     }
 
     fn wanted<'a>(&'a self, expected: &'a RuntimeData) -> token::Expected<'a> {

@@ -197,12 +197,14 @@ fn service(host: &dyn Host, verify: &Verify, service: &AsService, addr: &url::Ur
     let seen = match host.service(verify, service) {
         Ok(seen) => seen,
         Err(e) => {
-            let fix = format!("curl -v {}  # and correct as_addr, trusted_certs or the way there", signer_url(addr));
+            let fix =
+                format!("curl -v {}  # and correct as_addr, as_type, trusted_certs or the way there", signer_url(addr));
             let finding = Finding::error(Check::AsAnswer, format!("{addr}: {e} [{}]", e.reason()));
             return vec![finding.why(why).fix(fix)];
         }
     };
-    let mut found = vec![Finding::ok(Check::AsAnswer, format!("{addr} answers; anchors: {}", seen.anchors))];
+    let what = format!("{addr} answers over {}; anchors: {}", seen.kind.as_str(), seen.anchors);
+    let mut found = vec![Finding::ok(Check::AsAnswer, what)];
     if let Some(date) = seen.date {
         let now = host.now();
         let apart = now.duration_since(date).unwrap_or_else(|e| e.duration());

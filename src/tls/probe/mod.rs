@@ -189,7 +189,8 @@ impl Prober {
             places: &places,
         });
         let witness = Witness { prober: self, seen };
-        let Err(error) = Exchange::new(stream).run(prover, Some(&witness)).await else { return Ok(()) };
+        let (exchange, never) = (Exchange::new(stream), std::pin::pin!(std::future::pending()));
+        let Err(error) = exchange.run(prover, Some(&witness), None, never).await else { return Ok(()) };
         use ChannelError as E;
         let cut = matches!(error, E::Alert(_) | E::Closed | E::Io(_) | E::Tls(_) | E::Session(SessionError::Truncated));
         if cut && watching.is_unanswered(own) {

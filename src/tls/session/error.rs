@@ -44,7 +44,7 @@ pub enum SessionError {
     #[error("the peer holds the key of a bound session and not its secret: the key may be stolen")]
     Confirmation,
     /// The peer refused this side.
-    #[error("the peer refuses this side: {0}")]
+    #[error("{why}: {0}", why = refusal(.0))]
     Refused(String),
     /// The peer asks for evidence, and this side is not configured to have any.
     #[error("the peer asks for evidence, and this endpoint has no `attest` table")]
@@ -62,6 +62,20 @@ pub enum SessionError {
     #[error("this side has require_session_binding = true and the peer does not speak tng/1")]
     Required,
 }
+
+/// What kind of refusal the peer's slug stands for. A peer of another version may send any.
+fn refusal(slug: &str) -> &'static str {
+    match slug {
+        "draining" => "the peer stops",
+        "handshake-timeout" => "the peer waited for this side until its deadline",
+        "too-many-connections" => "the peer has let this side in and has no room for the connection",
+        "mark-denied" | "preserve-source-denied" | "source-ports-exhausted" | "socket-failed" => UNSERVED,
+        _ if slug.starts_with("target-") => UNSERVED,
+        _ => "the peer refuses this side",
+    }
+}
+
+const UNSERVED: &str = "the peer has let this side in and cannot reach its service";
 
 impl SessionError {
     /// Stable slug.

@@ -1,8 +1,10 @@
 //! The exchange itself. Messages go in one fixed order: the client asks first, so that a server proves itself before
 //! it is shown evidence; a server's question does not wait for the client's verdict.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_lc_rs::rand;
@@ -10,13 +12,13 @@ use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsStream;
 
 use super::error::UNATTESTED;
 use super::keys::Half;
 use super::memory::{Lead, Turn};
-use super::{BoundSession, Message, NONCE_LEN, Proven, Role, SessionError};
+use super::{BoundSession, Door, Ending, Message, NONCE_LEN, Proven, Role, SessionError};
 use crate::attest::{
     AttestError, Attester, Credential, EXPORTER, EvidenceError, NONCE, PUBKEY_HASH, RuntimeData, Verdict,
 };
@@ -24,6 +26,11 @@ use crate::config::Model;
 use crate::tls::certificate::fingerprint;
 use crate::tls::peer::{self, PeerCertificate};
 use crate::tls::{ChannelError, PeerError};
+
+/// How long telling the peer why it is refused may take: it may be gone, or not read.
+const LAST_WORD: Duration = Duration::from_secs(1);
+/// How often the kernel is asked whether the peer has it. No event tells.
+const SETTLING: Duration = Duration::from_millis(2);
 
 /// This side as one that attests.
 pub struct Prover<'a> {
@@ -46,6 +53,10 @@ pub trait Asker: Send + Sync {
     async fn appraise(&self, shown: PeerCertificate) -> Result<Verdict, ChannelError>;
     /// Keeps a session that was bound although another one could have been resumed.
     fn keep(&self, session: Arc<BoundSession>);
+    /// Whether a session that was named in this exchange may be named still: the peer could have taken its time.
+    fn holds(&self, _session: &BoundSession) -> bool {
+        true
+    }
     /// Evidence came, whatever it is worth: its bytes, and what it has to be about.
     fn witness(&self, _evidence: &[u8], _expected: &RuntimeData) {}
     /// What the peer has to show.
@@ -94,30 +105,77 @@ pub struct Exchange<'a> {
     role: Role,
     /// Messages that leave together, with the next flush.
     queue: Vec<u8>,
+    /// What is left of messages that are leaving.
+    leaving: Vec<u8>,
+    /// Nothing that the peer would wait for comes behind what is queued.
+    is_last: bool,
+    /// The same of what has begun to leave: the peer may be done, and would take a message for the application's bytes.
+    is_over: bool,
+}
+
+enum Ended {
+    Itself(Result<Outcome, ChannelError>),
+    Cut(ChannelError),
 }
 
 impl<'a> Exchange<'a> {
     /// Over a stream whose handshake is done.
     pub fn new(stream: &'a mut TlsStream<TcpStream>) -> Self {
         let role = if matches!(stream, TlsStream::Client(_)) { Role::Client } else { Role::Server };
-        Self { stream, role, queue: Vec::new() }
+        Self { stream, role, queue: Vec::new(), leaving: Vec::new(), is_last: false, is_over: false }
     }
 
-    /// Runs it to its end. `prover`: if this side attests; `asker`: if it verifies.
-    /// A peer that is refused is told the reason's slug.
-    pub async fn run(mut self, prover: Option<Prover<'_>>, asker: Option<&dyn Asker>) -> Result<Outcome, ChannelError> {
-        let outcome = match self.role {
-            Role::Client => self.as_client(prover, asker).await,
-            Role::Server => self.as_server(prover, asker).await,
+    /// Runs it to its end. `prover`: if this side attests; `asker`: if it verifies; `door`: of a server that serves
+    /// something. `ending` cuts it short.
+    /// A peer that is refused is told the reason's slug, as long as it waits for a message.
+    pub async fn run(
+        mut self,
+        prover: Option<Prover<'_>>,
+        asker: Option<&dyn Asker>,
+        door: Option<&dyn Door>,
+        ending: Ending<'_>,
+    ) -> Result<Outcome, ChannelError> {
+        let ended = {
+            let work = async {
+                match self.role {
+                    Role::Client => self.as_client(prover, asker).await,
+                    Role::Server => self.as_server(prover, asker, door).await,
+                }
+            };
+            tokio::select! {
+                biased;
+                outcome = work => Ended::Itself(outcome),
+                error = ending => Ended::Cut(error),
+            }
         };
-        if let Err(error) = &outcome
-            && !matches!(error, ChannelError::Session(SessionError::Refused(_)))
-        {
-            self.queue(Message::Refuse(error.reason().into()));
-            // The peer may be gone; the deadline of the handshake bounds the wait for one that does not read.
-            let _ = self.write().await;
+        match ended {
+            Ended::Itself(Err(error)) => {
+                if !matches!(error, ChannelError::Session(SessionError::Refused(_))) {
+                    self.refuse(&error).await;
+                }
+                Err(error)
+            }
+            Ended::Cut(error) => {
+                // REFUSE takes the place of what has not begun to leave; behind ACCEPT nobody would read it as a message.
+                self.queue.clear();
+                if !self.is_over {
+                    self.refuse(&error).await;
+                }
+                Err(error)
+            }
+            Ended::Itself(done) => done,
         }
-        outcome
+    }
+
+    /// Tells the peer why this side ends the exchange.
+    async fn refuse(&mut self, error: &ChannelError) {
+        self.queue(Message::Refuse(error.reason().into()));
+        let told = async {
+            self.write().await?;
+            settled(self.stream.get_ref().0).await;
+            std::io::Result::Ok(())
+        };
+        let _ = timeout(LAST_WORD, told).await;
     }
 
     async fn as_client(
@@ -128,8 +186,12 @@ impl<'a> Exchange<'a> {
         let asked = self.ask(asker).await?;
         self.flush().await?;
         let bound = self.judge(asker, asked).await?;
+        if bound.is_some() {
+            self.queue(Message::Accept);
+        }
         // The server asks without having seen ACCEPT, which so leaves together with the answer.
         let proved = self.prove(prover).await?;
+        self.is_last = true;
         self.flush().await?;
         if proved.is_some() {
             self.accepted().await?;
@@ -141,6 +203,7 @@ impl<'a> Exchange<'a> {
         &mut self,
         prover: Option<Prover<'_>>,
         asker: Option<&dyn Asker>,
+        door: Option<&dyn Door>,
     ) -> Result<Outcome, ChannelError> {
         // Nothing may keep this answer waiting but the attester: the client's other connections may wait for it.
         let proved = self.prove(prover).await?;
@@ -150,6 +213,14 @@ impl<'a> Exchange<'a> {
             self.accepted().await?;
         }
         let bound = self.judge(asker, asked).await?;
+        if let (Some(asker), Some(bound)) = (asker, &bound) {
+            if let Some(door) = door {
+                door.open(&bound.session.verdict).await?;
+                still(asker, bound)?;
+            }
+            self.queue(Message::Accept);
+            self.is_last = true;
+        }
         self.flush().await?;
         Ok(Outcome { bound, proved })
     }
@@ -157,6 +228,8 @@ impl<'a> Exchange<'a> {
     async fn ask(&mut self, asker: Option<&dyn Asker>) -> Result<Option<Asked>, ChannelError> {
         let Some(asker) = asker else {
             self.queue(Message::Pass);
+            // A server has said all then. So has a client, unless the server asks.
+            self.is_last = true;
             return Ok(None);
         };
         let (spki, not_after) = peer::key_of(self.peer_certificate()?, asker.now())?;
@@ -212,7 +285,7 @@ impl<'a> Exchange<'a> {
             }
             (other, _) => return Err(SessionError::Unexpected(other.name()).into()),
         };
-        self.queue(Message::Accept);
+        still(asker, &bound)?;
         Ok(Some(bound))
     }
 
@@ -223,6 +296,7 @@ impl<'a> Exchange<'a> {
             Message::Pass => return Ok(None),
             other => return Err(SessionError::Unexpected(other.name()).into()),
         };
+        (self.is_last, self.is_over) = (false, false);
         let Some(prover) = prover else {
             return Err(SessionError::Unattested.into());
         };
@@ -265,9 +339,17 @@ impl<'a> Exchange<'a> {
         self.queue.extend(message.encode());
     }
 
+    /// Sends what is queued. Cut off, it leaves the rest of what has begun to leave, which no message may come before.
     async fn write(&mut self) -> std::io::Result<()> {
-        let bytes = std::mem::take(&mut self.queue);
-        self.stream.write_all(&bytes).await?;
+        self.is_over |= self.is_last;
+        self.leaving.append(&mut self.queue);
+        while !self.leaving.is_empty() {
+            let count = self.stream.write(&self.leaving).await?;
+            if count == 0 {
+                return Err(std::io::ErrorKind::WriteZero.into());
+            }
+            self.leaving.drain(..count);
+        }
         self.stream.flush().await
     }
 
@@ -288,6 +370,25 @@ impl<'a> Exchange<'a> {
             Message::Refuse(slug) => Err(SessionError::Refused(slug).into()),
             message => Ok(message),
         }
+    }
+}
+
+/// A peer that took its time may refer to a session that has ended meanwhile.
+fn still(asker: &dyn Asker, bound: &Bound) -> Result<(), SessionError> {
+    if bound.resumed && !asker.holds(&bound.session) { Err(SessionError::Ended) } else { Ok(()) }
+}
+
+/// Waits until the peer's host has what was sent, or the peer has left: the reset that follows throws away the rest.
+async fn settled(tcp: &TcpStream) {
+    let mut byte = [0];
+    let acknowledged = async {
+        while crate::sys::unacknowledged(tcp.as_fd()).unwrap_or(0) > 0 {
+            sleep(SETTLING).await;
+        }
+    };
+    tokio::select! {
+        _ = tcp.peek(&mut byte) => {}
+        () = acknowledged => {}
     }
 }
 

@@ -2,12 +2,14 @@
 //! answers with evidence over the key, the nonce and an exporter value of this very connection, or confirms that it
 //! shares a secret of an earlier session that was bound so. Specified in docs/tng-1.md.
 
+mod door;
 mod error;
 mod exchange;
 mod keys;
 mod memory;
 mod message;
 
+pub use door::{Door, Ending};
 pub use error::SessionError;
 pub(super) use exchange::{Asker, Exchange, Outcome, Proof, Prover};
 pub use keys::{
