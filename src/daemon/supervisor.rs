@@ -17,7 +17,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, Uid};
 
-use super::reload;
+use super::reload::{self, ReloadError};
 use super::{Paths, PrivilegeError, find_user, may_administer_network};
 use crate::capture::allocation::{AllocationError, Allocations, InstanceSlots};
 use crate::capture::apply::{self, ApplyError};
@@ -396,6 +396,7 @@ fn reload_now(paths: &Paths, path: &Path) {
             }
             tracing::info!("reloaded");
         }
+        Err(e @ ReloadError::StillCovered { .. }) => tracing::error!(reason = e.reason(), error = %e, "reload"),
         Err(e) => tracing::error!(reason = e.reason(), error = %e, "reload failed, the old configuration goes on"),
     }
 }
