@@ -191,7 +191,7 @@ fn widen(paths: &Paths, between: &RulesPlan, done: &mut Reloaded) -> Result<(), 
 }
 
 /// Lets go what is captured no more. The guard is last, as it is what still refuses till here.
-fn narrow(paths: &Paths, plan: &RulesPlan) -> Result<(), ReloadError> {
+pub(super) fn narrow(paths: &Paths, plan: &RulesPlan) -> Result<(), ReloadError> {
     apply::point("reload.narrow")?;
     apply::reapply_plan(paths, plan)?;
     apply::point("reload.narrowed")?;
