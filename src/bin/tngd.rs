@@ -159,6 +159,16 @@ struct Failure {
     message: String,
 }
 
+impl Failure {
+    /// The same with a line more.
+    fn with(mut self, line: Option<String>) -> Self {
+        if let Some(line) = line {
+            self.message = format!("{}\n{line}", self.message.trim_end());
+        }
+        self
+    }
+}
+
 macro_rules! failure_from {
     ($($error:ty),* $(,)?) => { $(
         impl From<$error> for Failure {
@@ -254,7 +264,8 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
             administrator()?;
             daemon::init_logging();
             let path = if last_good { config::unit_path(&instance) } else { config::instance_path(&instance) }?;
-            units::net_up(&Paths::current(), &path, last_good, owner_uid(owner.as_deref())?)?;
+            units::net_up(&Paths::current(), &path, last_good, owner_uid(owner.as_deref())?)
+                .map_err(|e| Failure::from(e).with(units::still_up(&path)))?;
             Ok(0)
         }
         Command::Net { command: NetCommand::Down { instance, unless_shutdown } } => {
@@ -285,7 +296,9 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
             match command {
                 UnitCommand::ServiceStarting { instance } => {
                     administrator()?;
-                    units::service_starting(&Paths::current(), &config::unit_path(&instance)?, owner_uid(None)?)?;
+                    let path = config::unit_path(&instance)?;
+                    units::service_starting(&Paths::current(), &path, owner_uid(None)?)
+                        .map_err(|e| Failure::from(e).with(units::still_up(&path)))?;
                 }
                 UnitCommand::GuardStopped { instance } => {
                     units::hooks::guard_stopped(&Paths::current(), &config::unit_path(&instance)?)?;

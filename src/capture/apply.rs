@@ -166,21 +166,23 @@ fn release(paths: &Paths, instance: &InstanceName, also: impl FnOnce()) -> Resul
 /// On failure the path is as it was before: a fresh instance leaves nothing, one that is up keeps its rules. With
 /// `on_stop = "closed"` a table that was made stays, and refuses.
 pub fn up(paths: &Paths, config: &Config, owner_uid: u32) -> Result<InstanceSlots, ApplyError> {
-    let lock = Locked::acquire(paths)?;
-    up_locked(paths, &lock, config, owner_uid)
+    up_covering(paths, config, owner_uid, None)
 }
 
-pub(crate) fn up_locked(
+/// The same with rules that cover besides what `left` captures, for a start over the rules of an earlier life.
+pub(crate) fn up_covering(
     paths: &Paths,
-    lock: &Locked,
     config: &Config,
     owner_uid: u32,
+    left: Option<&RulesPlan>,
 ) -> Result<InstanceSlots, ApplyError> {
+    let lock = Locked::acquire(paths)?;
     let before = lock.load()?;
     check_beside(paths, &before, config)?;
     let mut after = before.clone();
     let slots = after.assign_in_order(config, owner_uid, port_is_free)?;
-    let plan = RulesPlan::new(config, &slots);
+    let wanted = RulesPlan::new(config, &slots);
+    let plan = left.map_or_else(|| wanted.clone(), |left| wanted.covering(left));
     let was_up = observe::table_exists(&plan.capture_table())?;
     let old = recorded_plan(paths, &config.instance).filter(|_| was_up);
     // Recorded first: if this command is killed half way, the next one finds the same ids.

@@ -30,7 +30,7 @@ pub(super) fn named(plan: &RulesPlan) -> BTreeSet<&str> {
 
 /// `plan` without the entries whose cgroup is gone: nft could not load them, and nobody can be in it. A new one of the
 /// same path is a change that [`Cgroups`] sees.
-pub(super) fn loadable(plan: &RulesPlan) -> RulesPlan {
+pub(crate) fn loadable(plan: &RulesPlan) -> RulesPlan {
     without(plan, |path| id(path).is_none())
 }
 

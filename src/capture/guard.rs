@@ -374,7 +374,10 @@ fn owner_with(
 }
 
 fn endpoints(plan: &RulesPlan) -> Vec<String> {
-    plan.captures.iter().map(|c| c.ident.replace('_', "-")).collect()
+    let mut names: Vec<String> = plan.captures.iter().map(|c| c.endpoint_ident().replace('_', "-")).collect();
+    let mut seen = std::collections::BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    names
 }
 
 /// Waits for the end of a burst, or for what must not wait.

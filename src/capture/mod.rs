@@ -3,7 +3,7 @@
 
 pub mod allocation;
 pub mod apply;
-mod cgroups;
+pub(crate) mod cgroups;
 pub mod compile;
 pub mod counted;
 pub mod fdstore;
@@ -23,4 +23,5 @@ pub mod render;
 pub mod routes;
 pub mod selector;
 pub mod sockets;
+mod transition;
 mod watch;

@@ -24,7 +24,8 @@ pub struct RulesPlan {
 /// One captured endpoint.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct CapturePlan {
-    /// Endpoint name, with `-` as `_`: part of chain, set and counter names.
+    /// Endpoint name, with `-` as `_`: part of chain, set and counter names. Between two configurations (transition.rs)
+    /// an endpoint may be there twice, the second time under another one.
     pub ident: String,
     /// Side.
     pub side: Side,
@@ -86,11 +87,11 @@ impl CapturePlan {
     }
     /// Counter of captured connections.
     pub fn captured_counter(&self) -> String {
-        format!("captured_{}", self.ident)
+        format!("captured_{}", self.endpoint_ident())
     }
     /// Counter of refused packets.
     pub fn refused_counter(&self) -> String {
-        format!("refused_{}", self.ident)
+        format!("refused_{}", self.endpoint_ident())
     }
     /// The two addresses it listens on.
     pub fn listeners(&self) -> [SocketAddr; 2] {

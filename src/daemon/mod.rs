@@ -24,6 +24,7 @@ mod log_queue;
 mod logging;
 mod memory;
 mod metrics;
+mod narrowing;
 mod paths;
 mod privileges;
 mod refusals;

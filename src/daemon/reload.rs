@@ -1,7 +1,8 @@
 //! `tngctl reload`, and SIGHUP to `tngd run`: one configuration replaces another, in all places or in none.
 //!
-//! The order keeps the path closed: the data plane says whether it could, new listeners are bound, the guard changes,
-//! the rules change, the data plane changes. Each failure undoes what came before it.
+//! The order keeps the path closed: the data plane says whether it could, new listeners are bound, guard and rules cover
+//! what either configuration captures, the data plane changes, and only then is let go what is captured no more. Each
+//! failure undoes what came before it, and a kill anywhere leaves nothing open that was captured.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -13,6 +14,7 @@ use super::listeners::{self, ListenerError};
 use super::{Paths, find_user};
 use crate::capture::allocation::{AllocationError, Allocations, InstanceSlots, Locked, port_is_free};
 use crate::capture::apply::{self, ApplyError};
+use crate::capture::cgroups;
 use crate::capture::guard::{self, GuardError};
 use crate::capture::plan::RulesPlan;
 use crate::config::{self, Config, InstanceName};
@@ -51,6 +53,17 @@ pub enum ReloadError {
     /// Guard.
     #[error(transparent)]
     Guard(#[from] GuardError),
+    /// The data plane has the new configuration, and the rules still cover what the old one captured.
+    #[error(
+        "the new configuration is in force, but what it captures no more is still refused; try again: tngctl reload \
+         {instance}: {failure}"
+    )]
+    StillCovered {
+        /// Which instance.
+        instance: InstanceName,
+        /// What failed.
+        failure: Box<ReloadError>,
+    },
 }
 
 impl ReloadError {
@@ -66,6 +79,7 @@ impl ReloadError {
             ReloadError::Allocation(e) => e.reason(),
             ReloadError::Apply(e) => e.reason(),
             ReloadError::Guard(e) => e.reason(),
+            ReloadError::StillCovered { failure, .. } => failure.reason(),
         }
     }
     /// Exit status: 78 (EX_CONFIG), 3 when not running, else 1.
@@ -115,18 +129,22 @@ pub fn reload(paths: &Paths, path: &Path) -> Result<Reloaded, ReloadError> {
     let fresh = bind_missing(&config, &slots, &answer.missing)?;
     let old_plan = apply::recorded_plan(paths, &config.instance);
     let plan = RulesPlan::new(&config, &slots);
+    // While the data plane may still refuse, hang or be killed, nothing that it captures now may be open. A cgroup of the
+    // old configuration that is gone has nobody in it, and is no reason to keep that configuration.
+    let between = old_plan.as_ref().map_or_else(|| plan.clone(), |old| plan.covering(&cgroups::loadable(old)));
     let undo = Undo { paths, instance: &config.instance, lock: &lock, before: &before, plan: old_plan.as_ref() };
     lock.store(&after)?;
     request.apply = true;
-    if plan.is_empty() {
-        // Rules go last: while the data plane may still refuse the configuration, the path must not be open.
-        undo.on_error(call(paths, &config, &request, &fresh).map(drop))?;
-        switch(paths, &plan, &mut done)?;
-    } else {
-        undo.on_error(switch(paths, &plan, &mut done))?;
-        undo.on_error(call(paths, &config, &request, &fresh).map(drop))?;
+    if !between.is_empty() {
+        undo.on_error(widen(paths, &between, &mut done))?;
     }
+    undo.on_error(call(paths, &config, &request, &fresh).map(drop))?;
     keep(paths, &config.instance, &request.text, &mut done);
+    // Without captures also what a killed command may have left unrecorded.
+    if between != plan || plan.is_empty() {
+        let instance = || config.instance.clone();
+        narrow(paths, &plan).map_err(|e| ReloadError::StillCovered { instance: instance(), failure: Box::new(e) })?;
+    }
     Ok(done)
 }
 
@@ -162,17 +180,22 @@ fn keep(paths: &Paths, instance: &InstanceName, text: &str, done: &mut Reloaded)
 }
 
 /// Guard first: what is captured newly is refused for a moment rather than let through.
-fn switch(paths: &Paths, plan: &RulesPlan, done: &mut Reloaded) -> Result<(), ReloadError> {
+fn widen(paths: &Paths, between: &RulesPlan, done: &mut Reloaded) -> Result<(), ReloadError> {
     apply::point("reload.guard")?;
-    if !plan.is_empty() && !guard::request_load(paths, plan)? {
+    if !guard::request_load(paths, between)? {
         done.warnings.push("no guard is running for this instance".to_owned());
     }
     apply::point("reload.rules")?;
-    apply::apply_plan(paths, plan)?;
-    // Nothing is captured any more, so the guard must refuse nothing; last, as it is what still refuses till here.
-    if plan.is_empty() {
-        guard::request_load(paths, plan)?;
-    }
+    apply::apply_plan(paths, between)?;
+    Ok(())
+}
+
+/// Lets go what is captured no more. The guard is last, as it is what still refuses till here.
+pub(super) fn narrow(paths: &Paths, plan: &RulesPlan) -> Result<(), ReloadError> {
+    apply::point("reload.narrow")?;
+    apply::reapply_plan(paths, plan)?;
+    apply::point("reload.narrowed")?;
+    guard::request_load(paths, plan)?;
     Ok(())
 }
 

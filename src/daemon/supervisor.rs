@@ -15,12 +15,14 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{Pid, Uid};
+use nix::unistd::{Gid, Pid, Uid};
 
-use super::reload;
+use super::narrowing::Covering;
+use super::reload::{self, ReloadError};
 use super::{Paths, PrivilegeError, find_user, may_administer_network};
 use crate::capture::allocation::{AllocationError, Allocations, InstanceSlots};
 use crate::capture::apply::{self, ApplyError};
+use crate::capture::cgroups;
 use crate::capture::fdstore::FdStore;
 use crate::capture::guard::{Guard, GuardError};
 use crate::capture::plan::RulesPlan;
@@ -61,7 +63,10 @@ pub enum RunError {
         instance: InstanceName,
     },
     /// The start or the data plane failed, and rules refuse: those of before, or its own with `on_stop = "closed"`.
-    #[error("{failure}; captured traffic is refused until the next start, or: tngd net down {instance}")]
+    #[error(
+        "{failure}{}captured traffic is refused until the next start, or: tngd net down {instance}",
+        behind(failure)
+    )]
     StillRefusing {
         /// What failed.
         failure: Box<RunError>,
@@ -111,6 +116,11 @@ impl RunError {
     }
 }
 
+/// Between a failure and what else is to be said: findings of a file end in a line of their own.
+fn behind(failure: &RunError) -> &'static str {
+    if matches!(failure, RunError::Config(_) | RunError::Apply(ApplyError::Conflict(_))) { "\n" } else { "; " }
+}
+
 fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
     let what = what.into();
     |source| RunError::Io { what, source }
@@ -119,8 +129,9 @@ fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
 /// Runs an instance until SIGTERM or SIGINT.
 pub fn run(name_or_path: &str, user: Option<&str>) -> Result<(), RunError> {
     let path = config::instance_path(name_or_path)?;
-    let config = config::load(&path)?.config;
-    let user_ids = user.map(find_user).transpose()?;
+    let instance = config::instance_of(&path)?;
+    // Nothing was touched yet, but an earlier life may have left rules, and who starts it does not know.
+    let (config, user_ids) = wanted(&path, user).map_err(|e| refusing(&instance, e))?;
     let captures = config.endpoints.iter().any(|e| matches!(e.mode, Mode::Netfilter(_)));
     if captures && !may_administer_network() {
         return Err(ApplyError::Privilege.into());
@@ -136,14 +147,35 @@ pub fn run(name_or_path: &str, user: Option<&str>) -> Result<(), RunError> {
     let _only = OnlyOne::new(&paths, &config.instance)?;
     let owner_uid = user_ids.map_or_else(Uid::effective, |(uid, _)| uid).as_raw();
     let found = Found::look(&paths, &config.instance, captures)?;
+    let mut covering = None;
     let guard = match captures {
-        true => Some(net_up(&paths, &config, owner_uid).map_err(|e| found.refusing(&config.instance, e))?),
+        true => {
+            let up = net_up(&paths, &config, owner_uid, &found).map_err(|e| found.refusing(&config.instance, e))?;
+            covering = up.1;
+            Some(up.0)
+        }
         false => idle_guard(&paths, &config),
     };
-    let end = spawn(&path, user).and_then(|child| supervise(child, &signals, &paths, &path, &config));
+    let end = covering
+        .map_or(Ok(()), |covering| covering.narrow_when_ready(&paths).map_err(io_error("start a thread")))
+        .and_then(|()| spawn(&path, user))
+        .and_then(|child| supervise(child, &signals, &paths, &path, &config));
     let end = leave(&paths, &config, &found, captures, end);
     guard.into_iter().for_each(HeldGuard::stop);
     end
+}
+
+/// What is to run.
+fn wanted(path: &Path, user: Option<&str>) -> Result<(Config, Option<(Uid, Gid)>), RunError> {
+    Ok((config::load(path)?.config, user.map(find_user).transpose()?))
+}
+
+/// `failure` of a start that touched nothing, with what refuses.
+fn refusing(instance: &InstanceName, failure: RunError) -> RunError {
+    match may_administer_network() && apply::is_up(instance).unwrap_or(false) {
+        true => RunError::StillRefusing { failure: Box::new(failure), instance: instance.clone() },
+        false => failure,
+    }
 }
 
 /// Decides about the rules at the end. The path is never more open after a run that failed than it was before: only a
@@ -308,14 +340,22 @@ impl HeldGuard {
     }
 }
 
-/// Guard first, so that nothing passes between the two.
-fn net_up(paths: &Paths, config: &Config, owner_uid: u32) -> Result<HeldGuard, RunError> {
+/// Guard first, so that nothing passes between the two. What an earlier life captured is captured or refused as well.
+fn net_up(
+    paths: &Paths,
+    config: &Config,
+    owner_uid: u32,
+    found: &Found,
+) -> Result<(HeldGuard, Option<Covering>), RunError> {
     let slots = apply::allocate(paths, config, owner_uid)?;
-    let guard = HeldGuard::start(paths, RulesPlan::new(config, &slots)).inspect_err(|_| {
+    let plan = RulesPlan::new(config, &slots);
+    let left = found.left.as_ref().map(|(left, _)| cgroups::loadable(left));
+    let between = left.as_ref().map_or_else(|| plan.clone(), |left| plan.covering(left));
+    let guard = HeldGuard::start(paths, between.clone()).inspect_err(|_| {
         let _ = apply::release_if_down(paths, &config.instance);
     })?;
-    match apply::up(paths, config, owner_uid) {
-        Ok(_) => Ok(guard),
+    match apply::up_covering(paths, config, owner_uid, left.as_ref()) {
+        Ok(_) => Ok((guard, (between != plan).then_some(Covering { between, plan }))),
         Err(e) => {
             guard.stop();
             let _ = apply::release_if_down(paths, &config.instance);
@@ -396,6 +436,7 @@ fn reload_now(paths: &Paths, path: &Path) {
             }
             tracing::info!("reloaded");
         }
+        Err(e @ ReloadError::StillCovered { .. }) => tracing::error!(reason = e.reason(), error = %e, "reload"),
         Err(e) => tracing::error!(reason = e.reason(), error = %e, "reload failed, the old configuration goes on"),
     }
 }

@@ -14,7 +14,7 @@ mod net;
 pub mod prepare;
 
 pub use in_force::InForce;
-pub use net::{net_down, net_down_warning, net_up, service_starting};
+pub use net::{net_down, net_down_warning, net_up, service_starting, still_up};
 pub use prepare::prepare;
 
 use std::io;

@@ -67,6 +67,17 @@ fn apply_rules(paths: &Paths, config: &Config, owner_uid: u32) -> Result<(), Uni
     Ok(())
 }
 
+/// What an operator should know when rules could not be applied: those that are there still refuse or capture.
+pub fn still_up(path: &Path) -> Option<String> {
+    let instance = config::instance_of(path).ok()?;
+    apply::is_up(&instance).unwrap_or(false).then(|| {
+        format!(
+            "the rules of instance {instance} that are there stay: captured traffic goes through the tunnel or is refused; \
+             to open the path: tngd net down {instance}"
+        )
+    })
+}
+
 /// Removes the rules of an instance, by its name alone: what is up must come down also when the file is broken or gone.
 ///
 /// With `if_asked`, as a step of the socket unit, they stay while the system shuts down: programs may outlive their

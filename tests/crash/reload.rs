@@ -1,6 +1,6 @@
 //! Killed, or failed, in the middle of a reload.
 
-use super::lab::{Flow, Lab, PORT};
+use super::lab::{Flow, Lab, PORT, TO_SERVER, ingress};
 use super::netns::{Output, Tng, kernel_state, run, tngctl};
 use super::scene::*;
 use super::table::Fate;
@@ -128,4 +128,122 @@ fn captures_that_a_reload_brings_go_with_a_failure_or_the_next_reload() {
     let seen = exchange(&lab, PORT);
     assert!(tunnelled(&seen), "captured again: {seen:?}");
     stops_clean(&lab, tng, "there and back");
+}
+
+/// The ingress for the service's second port, by an endpoint of its own.
+fn other() -> String {
+    ingress(&TO_SERVER.replace("8080", "9090")).replace("name = \"in\"", "name = \"other\"")
+}
+
+/// Both. What the whole instance has stands once, before the first endpoint.
+fn both() -> String {
+    let other = other();
+    let (_, endpoint) = other.split_once("[[ingress]]").expect("an endpoint");
+    format!("{}[[ingress]]{endpoint}", narrow())
+}
+
+/// A service outside of the egress's reach, so that plaintext would be served.
+fn bare_service(lab: &Lab) {
+    for any in ["0.0.0.0", "::"] {
+        lab.server.listen(any.parse().expect("address"), OTHER_PORT, serde_json::json!({}));
+    }
+}
+
+/// Steps of a reload that drops a capture, and whether the data plane has the new configuration by then.
+const STEPS: &[(&str, bool)] = &[
+    ("reload.guard", false),
+    ("reload.rules", false),
+    ("net-up.nft", false),
+    ("net-up.record", false),
+    ("net-up.done", false),
+    ("reload.narrow", true),
+    ("reload.narrowed", true),
+];
+
+/// Without the second service's egress, so that what is not captured is served in plaintext.
+#[test]
+fn a_reload_that_drops_a_capture_and_is_killed_at_any_step_leaves_it_closed() {
+    let lab = lab();
+    bare_service(&lab);
+    for with_endpoint in [false, true] {
+        let old = if with_endpoint { both() } else { wide() };
+        for (point, switched) in STEPS {
+            let tng = Tng::start(&lab.world.client, "in", &old);
+            tng.write_config(&narrow());
+            assert!(!reload(&lab, Some((point, "kill"))).ok(), "{point}");
+            let seen = exchange(&lab, OTHER_PORT);
+            assert!(closed(&seen), "{point}, endpoint {with_endpoint}: {seen:?}\n{}", tng.output());
+            if *switched && with_endpoint {
+                assert!(seen.iter().all(|s| s.fate == Fate::Refused), "{point}: told at once: {seen:?}");
+            }
+            reload(&lab, None).expect_ok();
+            let seen = exchange(&lab, OTHER_PORT);
+            assert!(
+                direct(&seen),
+                "{point}: what is captured no more after the next reload: {seen:?}\n{}",
+                tng.output()
+            );
+            stops_clean(&lab, tng, point);
+        }
+    }
+}
+
+#[test]
+fn a_reload_that_drops_a_capture_and_fails_leaves_it_served_or_refused_and_says_which() {
+    let lab = lab();
+    let _egress = start_egress(&lab);
+    let tng = Tng::start(&lab.world.client, "in", &both());
+    let before = kernel_state(&lab.world.client);
+    tng.write_config(&narrow());
+    for (point, _) in STEPS.iter().filter(|(_, switched)| !switched) {
+        let out = reload(&lab, Some((point, "error")));
+        assert_eq!(out.status.code(), Some(1), "{point}: {}", out.stderr);
+        assert_eq!(kernel_state(&lab.world.client), before, "{point}");
+        let seen = exchange(&lab, OTHER_PORT);
+        assert!(tunnelled(&seen), "{point}: {seen:?}");
+    }
+    let out = reload(&lab, Some(("reload.narrow", "error")));
+    assert_eq!(out.status.code(), Some(1), "{}", out.stderr);
+    assert!(out.stderr.contains("the new configuration is in force"), "{}", out.stderr);
+    assert!(out.stderr.contains("try again: tngctl reload in"), "{}", out.stderr);
+    let seen = exchange(&lab, OTHER_PORT);
+    assert!(closed(&seen), "{seen:?}");
+    reload(&lab, None).expect_ok();
+    let state = kernel_state(&lab.world.client);
+    assert!(!state.contains("_new") && !state.contains("c_other_"), "{state}");
+    stops_clean(&lab, tng, "reloads that failed");
+}
+
+/// One endpoint's capture goes to another: nobody may meet the wire in between, and the old connection goes on.
+#[test]
+fn a_reload_that_swaps_captures_never_lets_a_connection_out() {
+    let lab = lab();
+    let _egress = start_egress(&lab);
+    let tng = Tng::start(&lab.world.client, "in", &both());
+    let flow = lab.flow(super::netns::Family::V4);
+    let swapped = both().replace("8080", "1").replace("9090", "8080").replace("port = 1 ", "port = 9090 ");
+    assert_ne!(swapped, both());
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|s| {
+        let asked = s.spawn(|| {
+            let mut all = Vec::new();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                all.extend([exchange(&lab, PORT), exchange(&lab, OTHER_PORT)].concat());
+            }
+            all
+        });
+        for toml in [&swapped, &both(), &swapped, &both()] {
+            tng.write_config(toml);
+            reload(&lab, None).expect_ok();
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let seen = asked.join().expect("the asking thread");
+        assert!(seen.iter().all(|s| s.plaintext.is_none()), "{seen:?}");
+    });
+    for port in [PORT, OTHER_PORT] {
+        let seen = exchange(&lab, port);
+        assert!(tunnelled(&seen), "{port}: {seen:?}\n{}", tng.output());
+    }
+    assert!(goes_on(&lab, flow));
+    stops_clean(&lab, tng, "swaps");
 }

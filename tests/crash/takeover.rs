@@ -3,11 +3,12 @@
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::lab::{Lab, PORT, egress};
-use super::netns::{Family, Host, Tng, traces};
+use super::netns::{Family, Host, Tng, kernel_state, run_tngd, traces, wait_for};
 use super::scene::{closed, direct, exchange, lab, narrow, recovers, start_egress, tunnelled};
 use super::table::Seen;
 
@@ -65,10 +66,25 @@ fn sides(lab: &Lab) -> [Side<'_>; 2] {
 impl Side<'_> {
     /// Runs `toml`, which must fail; returns what it said.
     fn fails(&self, toml: &str, case: &str) -> String {
+        self.fails_with(1, toml, case)
+    }
+
+    fn fails_with(&self, code: i32, toml: &str, case: &str) -> String {
         let mut failed = Tng::spawn(self.host, self.instance, toml, &[]);
         let status = failed.wait();
-        assert_eq!(status.code(), Some(1), "{} {case}: {}", self.name, failed.output());
+        assert_eq!(status.code(), Some(code), "{} {case}: {}", self.name, failed.output());
         failed.output()
+    }
+
+    /// A life that was killed, and left its rules.
+    fn killed_life(&self) {
+        let mut first = Tng::start(self.host, self.instance, &self.toml);
+        killed(&mut first);
+    }
+
+    /// A file that captures something else.
+    fn other(&self) -> String {
+        self.toml.replace("port = 8080", "port = 8999")
     }
 
     fn refuses(&self, lab: &Lab, said: &str, case: &str) {
@@ -160,6 +176,78 @@ fn a_start_that_fails_or_is_killed_behind_its_rules_puts_back_those_that_it_repl
             side.refuses(&lab, &failed.output(), point);
             side.opens_by_hand(&lab, point);
         }
+    }
+}
+
+/// Steps of a start over the rules of an earlier life, at which all of it, or the data plane alone, is killed.
+const KILLED_AT: &[&str] =
+    &["guard.start", "guard.loaded", "net-up.rule", "net-up.nft", "net-up.record", "net-up.done", "serve.bound"];
+
+#[test]
+fn a_start_with_another_capture_that_is_killed_at_any_step_leaves_closed_what_was() {
+    let lab = lab();
+    for side in sides(&lab) {
+        side.killed_life();
+        for point in KILLED_AT {
+            let fail = ("TNG_FAILPOINT", format!("{point}=kill"));
+            let mut dead = Tng::spawn_with(side.host, side.instance, &side.other(), &[], &[(fail.0, &fail.1)]);
+            assert!(!dead.wait().success(), "{} {point}: {}", side.name, dead.output());
+            let seen = (side.try_it)(&lab);
+            assert!(closed(&seen), "{} {point}: {seen:?}\n{}", side.name, dead.output());
+        }
+        side.opens_by_hand(&lab, "after starts that were killed");
+    }
+}
+
+/// What only the earlier life captured stays closed until the data plane serves, and is let go then.
+#[test]
+fn a_start_with_another_capture_lets_go_what_was_when_it_serves() {
+    let lab = lab();
+    for side in sides(&lab) {
+        side.killed_life();
+        let fail = [("TNG_FAILPOINT", "serve.ready=stall")];
+        let mut stuck = Tng::spawn_with(side.host, side.instance, &side.other(), &[], &fail);
+        let socket = side.host.runtime_dir().join(side.instance).join("control.sock");
+        wait_for("the control socket answers", Duration::from_secs(15), || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+        let seen = (side.try_it)(&lab);
+        assert!(closed(&seen), "{}: before it serves: {seen:?}\n{}", side.name, stuck.output());
+        killed(&mut stuck);
+        let tng = Tng::start(side.host, side.instance, &side.other());
+        let state = || kernel_state(side.host);
+        wait_for("the rules are narrowed", Duration::from_secs(10), || !state().contains("8080"));
+        let seen = (side.try_it)(&lab);
+        assert!(direct(&seen), "{}: what is captured no more: {seen:?}\n{}", side.name, tng.output());
+        assert!(!state().contains("_new"), "{}: {}", side.name, state());
+        assert!(tng.stop().success());
+        assert_eq!(traces(side.host), "", "{}", side.name);
+    }
+}
+
+#[test]
+fn a_file_with_errors_over_rules_of_before_changes_nothing_and_says_what_refuses() {
+    let lab = lab();
+    for side in sides(&lab) {
+        let said = side.fails_with(78, "nonsense = true\n", "no rules");
+        assert!(!said.contains("net down"), "{}: nothing refuses: {said}", side.name);
+        side.killed_life();
+        let before = kernel_state(side.host);
+        let said = side.fails_with(78, "nonsense = true\n", "over rules");
+        assert_eq!(kernel_state(side.host), before, "{}", side.name);
+        assert!(said.contains("nonsense"), "{}: {said}", side.name);
+        side.refuses(&lab, &said, "exit 78");
+        for toml in ["nonsense = true\n".to_owned(), side.toml.replace("capture = [", "capture = [{}, ")] {
+            let file = side.host.config_dir().join(format!("{}.toml", side.instance));
+            std::fs::write(&file, toml).expect("write");
+            let up = run_tngd(side.host, &["net", "up", &file.to_string_lossy()]);
+            assert_eq!(up.status.code(), Some(78), "{}: {}", side.name, up.stderr);
+            assert!(up.stderr.contains(&format!("tngd net down {}", side.instance)), "{}: {}", side.name, up.stderr);
+            assert_eq!(kernel_state(side.host), before, "{}", side.name);
+        }
+        run_tngd(side.host, &["net", "down", side.instance]).expect_ok();
+        let seen = (side.try_it)(&lab);
+        assert!(direct(&seen), "{}: after net down: {seen:?}", side.name);
     }
 }
 

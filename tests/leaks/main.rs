@@ -13,6 +13,7 @@ mod counts;
 mod egress;
 mod egress_beside;
 mod egress_faults;
+mod failed;
 mod firewalls;
 mod ingress;
 mod ingress_faults;
@@ -48,4 +49,9 @@ fn egress_never_lets_plaintext_in_or_out_beside_other_software() {
 #[test]
 fn egress_never_lets_plaintext_in_or_out_on_a_bad_day() {
     table::run("egress, bad days", egress_faults::ROWS);
+}
+
+#[test]
+fn a_command_that_fails_opens_nothing() {
+    table::run("commands that fail", failed::ROWS);
 }

@@ -200,7 +200,9 @@ fn postrouting(endpoints: &[&CapturePlan]) -> Chain {
             "connections captured, not SYNs that are sent again",
         )
     };
-    let rules = endpoints.iter().map(count).collect();
+    // One that is there twice, between two configurations, has one id, and each connection counts once.
+    let is_first = |(at, c): &(usize, &&CapturePlan)| !endpoints[..*at].iter().any(|earlier| earlier.id == c.id);
+    let rules = endpoints.iter().enumerate().filter(is_first).map(|(_, c)| count(c)).collect();
     Chain::base("ingress_postrouting", HookKind::Filter, HookPoint::Postrouting, Priority::Mangle, rules)
 }
 

@@ -30,8 +30,11 @@ pub fn capture_table(plan: &RulesPlan) -> Table {
     let mut counters = [REFUSED, NOT_TCP, ON_WIRE, INJECTED, PORT_IN_USE].map(str::to_owned).to_vec();
     let mut sets = Vec::new();
     for c in &plan.captures {
-        counters.push(c.captured_counter());
-        counters.push(c.refused_counter());
+        for counter in [c.captured_counter(), c.refused_counter()] {
+            if !counters.contains(&counter) {
+                counters.push(counter);
+            }
+        }
         sets.extend(c.captured().sets());
         sets.extend(c.excluded().sets());
     }
@@ -46,7 +49,11 @@ pub fn capture_table(plan: &RulesPlan) -> Table {
 /// The guard table.
 pub fn guard_table(plan: &RulesPlan) -> Table {
     let mut counters = [REFUSED, NOT_TCP, ON_WIRE].map(str::to_owned).to_vec();
-    counters.extend(plan.captures.iter().map(|c| c.refused_counter()));
+    for counter in plan.captures.iter().map(CapturePlan::refused_counter) {
+        if !counters.contains(&counter) {
+            counters.push(counter);
+        }
+    }
     let sets = plan.captures.iter().flat_map(|c| [c.captured().sets(), c.excluded().sets()].concat()).collect();
     let flows = stuck().to_vec();
     Table { name: plan.guard_table(), owned: true, counters, sets, flows, chains: protect::chains(plan) }
