@@ -78,6 +78,7 @@ fn endpoint_text(report: &StatusReport, endpoint: &EndpointView, style: Style, n
             format!("{} open, {} in all, {} refused", c.connections_open, c.connections_total, c.connections_refused),
         ],
         bound_row(&endpoint.bound, now),
+        room_row(&endpoint.bound, now),
         binding_row(&endpoint.attestation),
         kernel_row(report, &endpoint.name),
         vec!["bytes".into(), format!("{} up, {} down", human_bytes(c.bytes_up), human_bytes(c.bytes_down))],
@@ -113,6 +114,23 @@ fn bound_row(bound: &BoundView, now: u64) -> Vec<String> {
     };
     let line = format!("{} open of {}, {when}, {} waiting", bound.taken, bound.limit, bound.waiting);
     vec!["full".into(), line]
+}
+
+/// The room for what is not established that is full, or was last; no row where none was.
+fn room_row(bound: &BoundView, now: u64) -> Vec<String> {
+    let Some(room) = bound.rooms.iter().max_by_key(|room| (room.reached_since.is_some(), room.reached_at)) else {
+        return Vec::new();
+    };
+    let Some(at) = room.reached_at else { return Vec::new() };
+    let when = match room.reached_since {
+        Some(since) => format!("full for {}", human_age(now.saturating_sub(since))),
+        None => format!("full {} ago", human_age(now.saturating_sub(at))),
+    };
+    let most = bound.busiest.as_ref().filter(|_| room.reached_since.is_some());
+    let most = most.map(|b| format!(", most from {} ({})", printable(&b.source), b.connections)).unwrap_or_default();
+    let line =
+        format!("{} {} of {}, {when}, {} waiting{most}", printable(&room.room), room.taken, room.limit, room.waiting);
+    vec!["arriving".into(), line]
 }
 
 /// What the evidence of its connections was bound to; no row where nobody attests.

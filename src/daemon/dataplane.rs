@@ -347,7 +347,7 @@ impl DataPlane {
             let (status, verdict_age) = (runtime.tunnel.status(), runtime.stats.verdict_age());
             self.metrics.attestation(&endpoint, side, &status);
             let bound = worker.bound();
-            runtime.stats.metrics.bound(bound.waiting, bound.reached_times);
+            runtime.stats.metrics.bound(&bound);
             Reading { endpoint, side: side.to_string(), status, verdict_age, now: unix_seconds(SystemTime::now()) }
         };
         self.metrics.read(self.workers().iter().map(read).collect());
@@ -361,7 +361,7 @@ impl DataPlane {
 
     /// What keeps endpoints from serving though they accept, in words: evidence that cannot be had, or that peers refuse.
     pub fn problems(&self) -> Vec<String> {
-        let full = self.workers().into_iter().filter_map(|worker| worker.full());
+        let full = self.workers().into_iter().flat_map(|worker| worker.full());
         let unusable = self.workers().into_iter().filter_map(|worker| {
             let status = worker.runtime().tunnel.status();
             let attest = status.get("attest")?;

@@ -71,6 +71,11 @@ impl Gate {
         self.open.load(Ordering::Relaxed)
     }
 
+    /// Places in all.
+    pub fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
     /// Whether no place is free now.
     pub fn is_full(&self) -> bool {
         self.open() >= self.limit.load(Ordering::Relaxed)

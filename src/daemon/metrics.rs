@@ -13,6 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::kernel_counts::{Captured, KernelCounts};
 use super::scraped::{Reading, Scraped};
+use super::status::{BoundView, RoomView};
 use crate::capture::counted::Counts;
 use crate::config::Side;
 
@@ -74,6 +75,9 @@ pub struct Metrics {
     closing: Family<EndpointLabels, Gauge>,
     waiting: Family<EndpointLabels, Gauge>,
     bound_reached: Family<EndpointLabels, Counter>,
+    arriving: Family<EndpointLabels, Gauge>,
+    handshakes_waiting: Family<EndpointLabels, Gauge>,
+    handshakes_full: Family<EndpointLabels, Counter>,
     scraped: Scraped,
     kernel: KernelCounts,
     bytes: Family<DirectionLabels, Counter>,
@@ -92,6 +96,9 @@ impl Metrics {
             closing: Family::default(),
             waiting: Family::default(),
             bound_reached: Family::default(),
+            arriving: Family::default(),
+            handshakes_waiting: Family::default(),
+            handshakes_full: Family::default(),
             scraped: Scraped::default(),
             kernel: KernelCounts::default(),
             attestation: Family::default(),
@@ -119,6 +126,21 @@ impl Metrics {
             new.waiting.clone(),
         );
         registry.register("bound_reached", "How often max_connections was reached", new.bound_reached.clone());
+        registry.register(
+            "connections_arriving",
+            "Connections of an egress that are not established yet",
+            new.arriving.clone(),
+        );
+        registry.register(
+            "handshakes_waiting",
+            "Connections that wait for a place among the handshakes",
+            new.handshakes_waiting.clone(),
+        );
+        registry.register(
+            "handshakes_full",
+            "How often a bound on what is not established yet was reached",
+            new.handshakes_full.clone(),
+        );
         registry.register(
             "peers_closing",
             "Peers that failed when they were appraised again and whose connections are open for the grace",
@@ -154,6 +176,9 @@ impl Metrics {
             active: self.active.get_or_create(&labels).clone(),
             waiting: self.waiting.get_or_create(&labels).clone(),
             bound_reached: self.bound_reached.get_or_create(&labels).clone(),
+            arriving: self.arriving.get_or_create(&labels).clone(),
+            handshakes_waiting: self.handshakes_waiting.get_or_create(&labels).clone(),
+            handshakes_full: self.handshakes_full.get_or_create(&labels).clone(),
             handshake: self.handshake.get_or_create(&labels).clone(),
             connections: self.connections.clone(),
             refused: self.refused.clone(),
@@ -212,6 +237,9 @@ pub struct EndpointMetrics {
     pub active: Gauge,
     waiting: Gauge,
     bound_reached: Counter,
+    arriving: Gauge,
+    handshakes_waiting: Gauge,
+    handshakes_full: Counter,
     /// Seconds from accept to the end of the appraisal.
     pub handshake: Histogram,
     connections: Family<ReasonLabels, Counter>,
@@ -226,10 +254,17 @@ impl EndpointMetrics {
         ReasonLabels { endpoint: self.labels.endpoint.clone(), side: self.labels.side.clone(), reason }
     }
 
-    /// Takes over who waits, and how often the bound was reached.
-    pub fn bound(&self, waiting: u64, times: u64) {
-        self.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
-        self.bound_reached.inner().store(times, Ordering::Relaxed);
+    /// Takes over who waits, and how often the bounds were reached.
+    pub fn bound(&self, bound: &BoundView) {
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        self.waiting.set(number(bound.waiting));
+        self.bound_reached.inner().store(bound.reached_times, Ordering::Relaxed);
+        if self.side == Side::Egress {
+            let handshakes = |of: fn(&RoomView) -> u64| bound.rooms.iter().map(of).sum::<u64>();
+            self.arriving.set(number(bound.arriving));
+            self.handshakes_waiting.set(number(handshakes(|room| room.waiting)));
+            self.handshakes_full.inner().store(handshakes(|room| room.reached_times), Ordering::Relaxed);
+        }
     }
 
     /// A connection ended.

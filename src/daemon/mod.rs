@@ -1,6 +1,7 @@
 //! Life cycle, listeners, privileges, control API, metrics.
 
 mod api_sockets;
+mod bounds;
 pub mod confine;
 mod connections;
 mod control;

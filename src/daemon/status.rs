@@ -137,8 +137,8 @@ pub struct EndpointView {
     pub attestation: serde_json::Value,
 }
 
-/// `max_connections` of an endpoint, and who is beyond it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// `max_connections` of an endpoint, and who is beyond it; and an egress's bounds on what is not established yet.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BoundView {
     /// `max_connections`.
     pub limit: u64,
@@ -157,6 +157,42 @@ pub struct BoundView {
     /// Connections of an egress that are not established yet: silent ones and handshakes.
     #[serde(default)]
     pub arriving: u64,
+    /// The bounds on these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rooms: Vec<RoomView>,
+    /// Who has most of these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busiest: Option<BusySource>,
+}
+
+/// A bound on what is not established yet.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RoomView {
+    /// Of what.
+    pub room: String,
+    /// How many at once.
+    pub limit: u64,
+    /// How many now.
+    pub taken: u64,
+    /// Connections that wait for a place.
+    pub waiting: u64,
+    /// How often it was full.
+    pub reached_times: u64,
+    /// When it was full last, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached_at: Option<u64>,
+    /// Since when it is full without a break, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached_since: Option<u64>,
+}
+
+/// A source of connections.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BusySource {
+    /// An IPv4 address, or a network of IPv6 with 64 bits.
+    pub source: String,
+    /// How many it has.
+    pub connections: u64,
 }
 
 /// Counters of an endpoint.

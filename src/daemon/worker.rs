@@ -20,6 +20,7 @@ use crate::config::{EndpointName, Side};
 use crate::failpoint::{self, Action};
 use crate::relay::{ClientAddr, Flow, Leg, Meter, Outcome, Record, Refusal, RelayOptions, canonical, relay};
 
+use super::bounds;
 use super::endpoint::{Accepted, EndpointRuntime};
 use super::gate::Permit;
 use super::status::{BoundView, unix_seconds};
@@ -28,11 +29,7 @@ use crate::sys;
 const BACKOFF_FIRST: Duration = Duration::from_millis(5);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
-/// How long a bound may be reached before the endpoint counts as degraded.
-const FULL: Duration = Duration::from_secs(30);
-/// How long nothing is said again of a bound that is reached, left and reached.
-const FULL_AGAIN: Duration = Duration::from_secs(60);
-/// How often to look whether it is.
+/// How often to look whether a bound is reached.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Each heartbeat carries its number, so that no late answer is taken for a later one's.
@@ -78,69 +75,25 @@ impl Worker {
         self.runtime.load_full()
     }
 
-    /// The bound on connections, and who is beyond it.
+    /// The bounds on its connections, and who is beyond them.
     pub(super) fn bound(&self) -> BoundView {
         let runtime = self.runtime();
-        let reached = runtime.gate.reached();
-        let seconds = |at: Option<SystemTime>| at.map(unix_seconds);
         // An ingress accepts nothing beyond its bound: the kernel has it.
-        let queued = match (runtime.endpoint.side, reached.since) {
-            (Side::Ingress, Some(_)) => {
-                let queues = self.listeners();
-                queues.iter().map(|l| sys::listen_queue(l.listener.as_fd()).unwrap_or(0)).sum()
+        let (queued, held) = match runtime.endpoint.side {
+            Side::Ingress => {
+                let queue = |l: &Arc<Listening>| sys::listen_queue(l.listener.as_fd()).unwrap_or(0);
+                let is_reached = runtime.gate.reached().since.is_some();
+                let queued = if is_reached { self.listeners().iter().map(queue).sum() } else { 0 };
+                (queued, usize::from(self.holds.load(Ordering::Relaxed)))
             }
-            _ => runtime.gate.waiting() as u64,
+            Side::Egress => (runtime.gate.waiting() as u64, 0),
         };
-        let arriving = match runtime.endpoint.side {
-            Side::Ingress => 0,
-            Side::Egress => runtime.handshakes.arrivals.open() as u64,
-        };
-        let held = match runtime.endpoint.side {
-            Side::Ingress => usize::from(self.holds.load(Ordering::Relaxed)),
-            Side::Egress => 0,
-        };
-        BoundView {
-            limit: runtime.endpoint.limits.max_connections as u64,
-            taken: runtime.gate.open().saturating_sub(held) as u64,
-            waiting: queued,
-            reached_times: reached.times,
-            reached_at: seconds(reached.last),
-            reached_since: seconds(reached.since),
-            arriving,
-        }
+        bounds::view(&runtime, queued, held)
     }
 
-    /// A bound that is reached for long, in words.
-    pub(super) fn full(&self) -> Option<String> {
-        let since = self.runtime().gate.reached().since?;
-        let full = SystemTime::now().duration_since(since).unwrap_or_default();
-        let bound = self.bound();
-        // A bound that is just met keeps nobody out.
-        (full >= FULL && bound.waiting > 0).then(|| {
-            format!(
-                "endpoint {}: max_connections ({}) is reached since {} s, {} wait",
-                self.name,
-                bound.limit,
-                full.as_secs(),
-                bound.waiting
-            )
-        })
-    }
-
-    /// Says once an episode, and once a minute at most, that the bound is reached.
-    fn warn_when_full(&self, told: &mut Option<Instant>) {
-        if self.runtime.load().gate.reached().since.is_none() || told.is_some_and(|at| at.elapsed() < FULL_AGAIN) {
-            return;
-        }
-        *told = Some(Instant::now());
-        let bound = self.bound();
-        tracing::warn!(
-            reason = "connections-full",
-            endpoint = self.name.as_str(),
-            limit = bound.limit,
-            waiting = bound.waiting,
-            "max_connections is reached, more connections wait"
-        );
+    /// Bounds that are reached for long, in words.
+    pub(super) fn full(&self) -> Vec<String> {
+        bounds::full(self.name.as_str(), &self.bound(), unix_seconds(SystemTime::now()))
     }
 
     pub(super) fn listeners(&self) -> Arc<Vec<Arc<Listening>>> {
@@ -181,7 +134,7 @@ impl Worker {
         let mut permit: Option<Permit> = None;
         let mut backoff = Backoff::default();
         let mut turn = 0usize;
-        let mut told = None;
+        let mut told = bounds::Told::default();
         let mut look = tokio::time::interval(LOOK);
         loop {
             if failpoint::at(&failpoint) == Some(Action::Stall) {
@@ -196,7 +149,7 @@ impl Worker {
                 // A place taken under the old bound is given back, so that a lower one holds at once.
                 _ = self.changed.notified() => permit = None,
                 Some(probe) = probes.recv() => self.answer(probe),
-                _ = look.tick() => self.warn_when_full(&mut told),
+                _ = look.tick() => told.warn(self.name.as_str(), &self.bound()),
                 _ = sleep_until(backoff.until), if backoff.waiting => backoff.waiting = false,
                 entered = gate.enter(), if permit.is_none() => {
                     gate.left();

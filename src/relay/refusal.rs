@@ -68,8 +68,18 @@ pub enum Refusal {
     #[error(transparent)]
     Channel(#[from] ChannelError),
     /// The client of an egress connected and said nothing.
-    #[error("no byte within {0:?} of the connection")]
+    #[error("no whole ClientHello within {0:?} of the connection")]
     Silent(Duration),
+    /// The client's source has too many connections that are not established.
+    #[error("{connections} connections of {of} are not established yet, and there is room for {room} of all others")]
+    SourceFull {
+        /// An IPv4 address, or a network of IPv6 with 64 bits.
+        of: std::net::IpAddr,
+        /// How many it has.
+        connections: usize,
+        /// How many more may arrive, of whomever.
+        room: usize,
+    },
     /// Handshake and appraisal took too long.
     #[error("no handshake within {0:?}")]
     HandshakeTimeout(Duration),
@@ -123,6 +133,7 @@ impl Refusal {
             Refusal::Socket(_) => "socket-failed",
             Refusal::Channel(error) => error.reason(),
             Refusal::Silent(_) => "silent-client",
+            Refusal::SourceFull { .. } => "source-full",
             Refusal::HandshakeTimeout(_) => "handshake-timeout",
             Refusal::StreamRefused(_) => "stream-refused",
             Refusal::NotConnect(_) => "not-connect",
