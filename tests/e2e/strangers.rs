@@ -205,7 +205,7 @@ fn strangers_who_fill_the_handshakes_are_seen_and_leave_the_places_of_peers() {
 /// As many echoes at once as asked, all open until the last one was answered.
 const MANY: &str = r#"
 import asyncio, resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (40000, 40000))
+resource.setrlimit(resource.RLIMIT_NOFILE, (20000, 20000))
 async def serve(reader, writer):
     while data := await reader.read(100):
         writer.write(data)
