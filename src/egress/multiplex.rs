@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsStream;
 
 use crate::daemon::EndpointRuntime;
-use crate::relay::{ClientAddr, End, Leg, Outcome, PeerAddr, Record, Refusal, StreamLeg};
+use crate::relay::{Carrier, CarrierView, ClientAddr, End, Leg, Outcome, PeerAddr, Record, Refusal, StreamLeg};
 use crate::tls::{Alpn, Binding, Standing};
 
 /// A CONNECT request has no header worth more.
@@ -43,6 +43,7 @@ impl Streams<'_> {
     /// Serves until the connection ends; tells how it ended.
     pub(super) async fn serve(&self, tunnel: TlsStream<TcpStream>) -> Result<Outcome, Refusal> {
         let limits = &self.endpoint.endpoint.limits;
+        let carrier = Carrier::of(tunnel.get_ref().0).map_err(Refusal::Socket)?;
         let handshake = h2::server::Builder::new()
             // TNG has one connection for all its clients. More windows are no more memory: the connection's bounds them.
             .max_concurrent_streams(u32::try_from(limits.max_connections).unwrap_or(u32::MAX))
@@ -102,7 +103,7 @@ impl Streams<'_> {
                     Ok(Some(Err(error))) => return Err(error.into()),
                     Ok(Some(Ok((request, respond)))) => {
                         count += 1;
-                        self.spawn(request, respond, open.clone(), leaving);
+                        self.spawn(request, respond, open.clone(), leaving, carrier.seen());
                     }
                 },
             }
@@ -111,7 +112,14 @@ impl Streams<'_> {
 
     /// `leaving`: the verdict ended or the daemon stops. GOAWAY closes the door only once the client has answered
     /// it, and one that never does must not open streams for ever.
-    fn spawn(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>, open: Arc<()>, leaving: bool) {
+    fn spawn(
+        &self,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+        open: Arc<()>,
+        leaving: bool,
+        carrier: CarrierView,
+    ) {
         let endpoint = self.endpoint.clone();
         let record = Record::begin(&endpoint.connections, &endpoint.stats, self.client);
         record.set_peer_addr(PeerAddr(self.client.0));
@@ -125,9 +133,9 @@ impl Streams<'_> {
             respond.send_reset(Reason::REFUSED_STREAM);
             return record.finish(Outcome::Refused(Refusal::TooManyConnections));
         };
-        let (client, local, listener) = (self.client, self.local, self.listener);
+        let addrs = (self.client, self.local, self.listener);
         self.endpoint.tracker.spawn(async move {
-            let outcome = stream(&endpoint, client, local, listener, &record, request, respond).await;
+            let outcome = stream(&endpoint, addrs, &record, request, respond, carrier).await;
             record.finish(outcome);
             drop((permit, open));
         });
@@ -145,12 +153,11 @@ async fn closed(connection: &mut Connection<TlsStream<TcpStream>, Bytes>) {
 
 async fn stream(
     endpoint: &EndpointRuntime,
-    client: ClientAddr,
-    local: SocketAddr,
-    listener: SocketAddr,
+    (client, local, listener): (ClientAddr, SocketAddr, SocketAddr),
     record: &Record,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
+    carrier: CarrierView,
 ) -> Outcome {
     if request.method() != Method::CONNECT {
         let method = request.method().as_str().chars().take(32).collect();
@@ -177,7 +184,7 @@ async fn stream(
     match respond.send_response(plain(StatusCode::OK), false) {
         Ok(send) => {
             // RFC 9113, section 8.5: a failing TCP connection is a stream error of type CONNECT_ERROR.
-            let mut leg = StreamLeg::new(request.into_body(), send, Reason::CONNECT_ERROR);
+            let mut leg = StreamLeg::new(request.into_body(), send, Reason::CONNECT_ERROR, carrier);
             super::relayed(endpoint, record, &mut service, &mut leg).await
         }
         Err(error) => {

@@ -15,7 +15,8 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsStream;
 
-use crate::relay::{Leg, Refusal, StreamLeg};
+use crate::relay::{Carrier, Leg, Refusal, StreamLeg};
+use crate::sys::UnderWay;
 
 /// What TNG's ingress asks for. Its egress looks at the method alone: where the stream goes, its own mapping says.
 const AUTHORITY: &str = "tng.internal";
@@ -37,6 +38,8 @@ pub(super) struct Multiplexed {
 
 /// Opens the stream. The caller bounds the time.
 pub(super) async fn open(tunnel: TlsStream<TcpStream>) -> Result<Multiplexed, Refusal> {
+    let carrier = Carrier::of(tunnel.get_ref().0).map_err(Refusal::Socket)?;
+    let seen = carrier.seen();
     let (send, connection) = h2::client::Builder::new()
         .enable_push(false)
         .max_header_list_size(MAX_HEADER_LIST)
@@ -52,6 +55,7 @@ pub(super) async fn open(tunnel: TlsStream<TcpStream>) -> Result<Multiplexed, Re
             // An egress that does not take the last frames must not keep the connection for ever.
             () = async { let _ = nobody.await; tokio::time::sleep(LINGER).await } => {}
         }
+        drop(carrier);
     });
     let mut request = Request::new(());
     *request.method_mut() = Method::CONNECT;
@@ -61,7 +65,7 @@ pub(super) async fn open(tunnel: TlsStream<TcpStream>) -> Result<Multiplexed, Re
     if response.status() != StatusCode::OK {
         return Err(Refusal::StreamRefused(response.status().as_u16()));
     }
-    let stream = StreamLeg::new(response.into_body(), body, Reason::CANCEL);
+    let stream = StreamLeg::new(response.into_body(), body, Reason::CANCEL, seen);
     Ok(Multiplexed { stream, _left: left })
 }
 
@@ -72,6 +76,14 @@ impl Leg for Multiplexed {
 
     fn unacknowledged(&self) -> usize {
         self.stream.unacknowledged()
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.stream.is_waiting()
+    }
+
+    fn under_way(&self) -> Option<UnderWay> {
+        self.stream.under_way()
     }
 }
 

@@ -19,6 +19,11 @@ pub trait Leg: AsyncRead + AsyncWrite + Unpin {
         0
     }
 
+    /// Whether the other host has yet to acknowledge something, so that it may vanish with data under way.
+    fn is_waiting(&self) -> bool {
+        self.unacknowledged() > 0
+    }
+
     /// What waits for the other host's acknowledgement; `None` where no kernel can tell.
     fn under_way(&self) -> Option<UnderWay> {
         None
@@ -48,6 +53,10 @@ impl<T: Leg + ?Sized> Leg for Box<T> {
 
     fn unacknowledged(&self) -> usize {
         (**self).unacknowledged()
+    }
+
+    fn is_waiting(&self) -> bool {
+        (**self).is_waiting()
     }
 
     fn under_way(&self) -> Option<UnderWay> {

@@ -2,6 +2,7 @@
 
 mod addr;
 mod buffer;
+mod carrier;
 mod copy;
 #[cfg(test)]
 mod copy_tests;
@@ -18,6 +19,7 @@ mod tunnel;
 mod vanished;
 
 pub use addr::{ClientAddr, OriginalDst, PeerAddr, canonical};
+pub use carrier::{Carrier, CarrierView};
 pub use copy::{End, RelayOptions, relay};
 pub use dial::{Dialer, MarkPolicy, Source, Target, probe_mark};
 pub(crate) use dial::{keep_urgent_bytes, tune};

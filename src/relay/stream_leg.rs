@@ -10,7 +10,8 @@ use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::Leg;
+use super::{CarrierView, Leg};
+use crate::sys::UnderWay;
 
 /// END_STREAM is its half-close, RST_STREAM its reset.
 pub struct StreamLeg {
@@ -22,12 +23,13 @@ pub struct StreamLeg {
     reset: Reason,
     unread: Bytes,
     closed: bool,
+    carrier: CarrierView,
 }
 
 impl StreamLeg {
-    /// The two directions of a stream, reset with `reset` when it is cut off.
-    pub fn new(recv: RecvStream, send: SendStream<Bytes>, reset: Reason) -> Self {
-        Self { recv, send, held: Arc::default(), reset, unread: Bytes::new(), closed: false }
+    /// The two directions of a stream of `carrier`, reset with `reset` when it is cut off.
+    pub fn new(recv: RecvStream, send: SendStream<Bytes>, reset: Reason, carrier: CarrierView) -> Self {
+        Self { recv, send, held: Arc::default(), reset, unread: Bytes::new(), closed: false, carrier }
     }
 }
 
@@ -63,6 +65,15 @@ impl Leg for StreamLeg {
 
     fn unacknowledged(&self) -> usize {
         self.held.load(Ordering::Relaxed)
+    }
+
+    // Not `unacknowledged`: what other streams have under way must not delay this one's reset.
+    fn is_waiting(&self) -> bool {
+        self.carrier.is_waiting()
+    }
+
+    fn under_way(&self) -> Option<UnderWay> {
+        self.carrier.under_way()
     }
 }
 

@@ -78,7 +78,7 @@ impl Watch {
                 return Poll::Ready(Some(Gone::Plain));
             }
             // What waits for a window is not under way, and still to be watched: its host may vanish meanwhile.
-            if plain.unacknowledged() == 0 && tunnel.unacknowledged() == 0 {
+            if !plain.is_waiting() && !tunnel.is_waiting() {
                 return Poll::Ready(None);
             }
             self.timer.as_mut().reset(Instant::now() + self.limit / LOOKS);

@@ -158,6 +158,78 @@ fn a_host_that_vanishes_with_data_under_way_is_noticed_on_both_legs() {
     }
 }
 
+/// TNG's ingress with its multiplex, as far as one stream needs: an HTTP/2 connection (RFC 9113) with a CONNECT stream,
+/// into which bytes go until nobody takes them.
+const MULTIPLEXES: &str = r#"
+import socket, ssl, sys, time
+def frame(kind, flags, stream, payload=b""):
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname = False; context.verify_mode = ssl.CERT_NONE
+context.set_alpn_protocols(["h2"])
+sock = context.wrap_socket(socket.create_connection((sys.argv[1], 20001), timeout=60))
+assert sock.selected_alpn_protocol() == "h2"
+# HPACK (RFC 7541): literals without indexing, of the static names :method (2) and :authority (1).
+head = b"\x02\x07CONNECT" + b"\x01\x01x"
+sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(1, 4, 1, head))
+sock.sendall(frame(0, 0, 1, b"x"))
+seen = b""
+while frame(0, 0, 1, b"x") not in seen: seen += sock.recv(4096)
+print("ready", flush=True)
+while True:
+    sock.sendall(frame(0, 0, 1, b"y")); sock.recv(4096); time.sleep(0.05)
+"#;
+
+#[test]
+fn a_peer_that_vanishes_under_a_multiplexed_stream_is_noticed() {
+    for family in Family::BOTH {
+        let world = World::new();
+        let addr = world.server.addr(family).to_string();
+        let _service = python(&world.server, ECHO, &[&addr]);
+        let out = format!(
+            "[[egress]]\nname = \"map\"\n[egress.mapping]\nlisten = \"{}\"\ntarget = \"{}\"\n{ATTEST}{}",
+            socket_addr(&world.server, family, 20001),
+            socket_addr(&world.server, family, 8080),
+            impatient("egress")
+        );
+        let out = Tng::start(&world.server, "out", &out);
+        let _client = python(&world.client, MULTIPLEXES, &[&addr]);
+        world.client.sh("ip link set c0 down");
+        wait_for("the reason", Duration::from_secs(30), || out.output().contains("peer-vanished"));
+    }
+}
+
+/// Sends one byte after another, and says with which error that ended.
+const SENDS_AND_TELLS: &str = r#"
+import socket, sys, time
+sock = socket.create_connection((sys.argv[1], 8080), timeout=60)
+sock.sendall(b"x"); assert sock.recv(1) == b"x"
+print("ready", flush=True)
+try:
+    while True:
+        sock.sendall(b"y"); sock.recv(1); time.sleep(0.05)
+except OSError as error:
+    print("ended", error.errno, flush=True)
+"#;
+
+#[test]
+fn a_router_that_says_unreachable_ends_a_connection_as_the_kernel_gives_it_up() {
+    let world = World::new();
+    let addr = world.server.addr(Family::V4).to_string();
+    let _service = python(&world.server, ECHO, &[&addr]);
+    let _out = Tng::start(&world.server, "out", &egress(8080, "", ATTEST));
+    // The kernel's own measure alone: our watch is off, and the kernel gives up after few retries.
+    let patient = "[ingress.limits]\nunacknowledged_timeout = \"0s\"\n";
+    let inn = Tng::start(&world.client, "in", &ingress(TO_SERVER, &(VERIFY.to_owned() + patient)));
+    world.client.sysctl(&[("net/ipv4/tcp_retries2", "3")]);
+    let client = python(&world.client, SENDS_AND_TELLS, &[&addr]);
+    world.router.sh(&format!("ip route add unreachable {addr}/32"));
+    wait_for("the application's end", Duration::from_secs(60), || client.output().contains("ended"));
+    wait_for("its reason", Duration::from_secs(5), || inn.output().contains("peer-vanished"));
+    // EHOSTUNREACH (113), which the router said by ICMP, and not only that time ran out.
+    assert!(inn.output().contains("os error 113"), "{}", inn.output());
+}
+
 /// Takes nothing for three times the limit, and then all.
 const RESTS: &str = r#"
 import socket, sys, time
