@@ -70,7 +70,7 @@ impl<'a> Entrance<'a> {
         self.kept().handshake = Some(handshake);
     }
 
-    /// The peer is let in: neither the bound of handshakes nor that of arrivals counts it from here on.
+    /// The peer is let in: the bound of handshakes no longer counts it. Returns the place that it has already.
     fn let_in(&self, verdict: Option<&Verdict>) -> Option<Permit> {
         self.endpoint.handshakes.admit(self.client, verdict.map(|verdict| verdict.expires_at));
         let mut kept = self.kept();

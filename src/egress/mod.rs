@@ -62,7 +62,10 @@ pub async fn serve(endpoint: &std::sync::Arc<EndpointRuntime>, accepted: Accepte
     let entrance = Entrance::new(endpoint, client, &route, permit, deadline);
     let admitted = Box::pin(accept(endpoint, client, tcp, &entrance, deadline)).await;
     let outcome = match admitted {
-        Err(refusal) => Outcome::Refused(refusal),
+        Err(refusal) => {
+            drop(entrance);
+            Outcome::Refused(refusal)
+        }
         Ok((Channel { stream, alpn, standing, .. }, _place)) => {
             record.set_binding(Binding::of(alpn, &endpoint.endpoint.ra));
             record.established(standing.as_ref());

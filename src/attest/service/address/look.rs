@@ -59,6 +59,7 @@ impl Address {
             (Ok(()), Some(_)) => Err(VerifyError::AsGarbage("it is a gRPC service, and was asked as REST".into())),
             // Neither: what was configured, or the plainer protocol, gives the better hint.
             (Err(error), None) if rest.is_grpc => Err(error),
+            (Err(error), _) if is_absent(&error) => Err(error),
             (Err(_), _) => Err(rest.error),
         }
     }
