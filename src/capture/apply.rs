@@ -2,6 +2,7 @@
 //! reverse order out. Every step can be repeated; what a killed command left is taken up by the next one.
 
 use std::io;
+use std::path::Path;
 
 use super::allocation::{AllocationError, Allocations, InstanceSlots, Locked, port_is_free, write_atomically};
 use super::nft::{self, NftError};
@@ -234,9 +235,16 @@ fn load_plan(paths: &Paths, loaded: &RulesPlan, plan: &RulesPlan) -> Result<(), 
     routes::ensure(Part::Routes)?;
     point("net-up.nft")?;
     let present = observe::present(&table)?;
+    let recorded = recorded_plan(paths, &plan.instance);
+    if recorded.as_ref().is_none_or(|recorded| plan.covering(recorded) == *plan) {
+        // Killed behind the transaction, the rules refuse: the next start must know what, to keep it closed if it fails.
+        record_plan(paths, plan)?;
+    }
     nft::apply(&render::transaction(&compile::capture_table(loaded), &present))?;
+    point("net-up.applied")?;
+    record_plan(paths, plan)?;
     point("net-up.record")?;
-    record(paths, plan)?;
+    record_listing(paths, plan)?;
     point("net-up.done")
 }
 
@@ -248,20 +256,22 @@ pub(crate) fn remove_rules(paths: &Paths, instance: &InstanceName) -> Result<(),
     remove_routes_if_last()
 }
 
-/// What nft lists right after is what drift is measured against, and the plan is what a repair applies again.
-fn record(paths: &Paths, plan: &RulesPlan) -> Result<(), ApplyError> {
+/// What nft lists right after is what drift is measured against.
+fn record_listing(paths: &Paths, plan: &RulesPlan) -> Result<(), ApplyError> {
     let listing = nft::list_stateless(&plan.capture_table())?;
-    let plan_json = serde_json::to_vec(plan).expect("plain data serialises");
-    for (path, bytes) in
-        [(paths.plan(&plan.instance), plan_json), (paths.applied(&plan.instance), listing.into_bytes())]
-    {
-        write_atomically(&path, &bytes)
-            .map_err(|source| ApplyError::File { path: path.display().to_string(), source })?;
-    }
-    Ok(())
+    write_record(&paths.applied(&plan.instance), listing.as_bytes())
 }
 
-/// The plan that [`up`] applied last, if it is up.
+/// The plan is what a repair applies again, and what the next start or reload keeps closed till it serves.
+fn record_plan(paths: &Paths, plan: &RulesPlan) -> Result<(), ApplyError> {
+    write_record(&paths.plan(&plan.instance), &serde_json::to_vec(plan).expect("plain data serialises"))
+}
+
+fn write_record(path: &Path, bytes: &[u8]) -> Result<(), ApplyError> {
+    write_atomically(path, bytes).map_err(|source| ApplyError::File { path: path.display().to_string(), source })
+}
+
+/// The plan that [`up`] applied last, if it is up; or one that covers it and was to be applied.
 pub(crate) fn recorded_plan(paths: &Paths, instance: &InstanceName) -> Option<RulesPlan> {
     serde_json::from_slice(&std::fs::read(paths.plan(instance)).ok()?).ok()
 }

@@ -25,7 +25,7 @@ mod log_queue;
 mod logging;
 mod memory;
 mod metrics;
-mod narrowing;
+pub(crate) mod narrowing;
 mod paths;
 mod privileges;
 mod refusals;

@@ -13,7 +13,7 @@ use crate::capture::allocation::Locked;
 use crate::capture::apply;
 use crate::capture::plan::RulesPlan;
 
-/// How often to ask whether the data plane serves. Every process of the instance ends with this one.
+/// How often to ask whether the data plane serves. The thread that asks ends with `tngd run`.
 const LOOK: Duration = Duration::from_millis(50);
 /// The longest wait for one answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -21,9 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const OK: &[u8] = b"HTTP/1.1 200";
 
 /// The rules that are there, and those that are wanted.
-pub(super) struct Covering {
-    pub(super) between: RulesPlan,
-    pub(super) plan: RulesPlan,
+pub(crate) struct Covering {
+    pub(crate) between: RulesPlan,
+    pub(crate) plan: RulesPlan,
 }
 
 impl Covering {
@@ -37,6 +37,15 @@ impl Covering {
             self.narrow(&paths);
         };
         thread::Builder::new().name("narrowing".into()).spawn(wait).map(drop)
+    }
+
+    /// The same now, if the data plane is ready; whether it was.
+    pub(crate) fn narrow_if_ready(&self, paths: &Paths) -> bool {
+        let ready = is_ready(&paths.control_socket(&self.plan.instance));
+        if ready {
+            self.narrow(paths);
+        }
+        ready
     }
 
     fn narrow(&self, paths: &Paths) {

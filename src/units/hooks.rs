@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
 
 use super::manager::Condition;
+use super::net::let_go;
 use super::{InForce, UnitError, in_force, manager};
 use crate::capture::allocation::Allocations;
 use crate::config::{self, OnStop};
@@ -24,24 +25,25 @@ const SETTLING: Duration = Duration::from_millis(250);
 /// How often in a row it must be up: one that starts only to crash again is not settled.
 const SETTLED: u32 = 4;
 
-/// `ExecStartPost=` of the service: a restart took a file with a listener that the socket unit does not have open and
-/// the data plane may not open, such as a port below 1024.
+/// `ExecStartPost=` of the service: what only the rules of before captured is let go. A restart may also have taken a file
+/// with a listener that the socket unit does not have open and the data plane may not open, such as a port below 1024.
 pub fn service_started(paths: &Paths, file: &Path) -> Result<(), UnitError> {
     // What is not in force was not asked for, or was refused: there is nothing to open for it.
     let text = std::fs::read_to_string(file).unwrap_or_default();
     if paths.refused(&config::instance_of(file)?).exists()
         || in_force::current(paths, file).is_none_or(|current| current.text != text)
     {
-        return Ok(());
+        return let_go(paths, file);
     }
     let asking = Arc::new(Mutex::new(true));
     end_with_main_process(asking.clone());
     let missing = reload::missing(paths, file)?;
     *asking.lock().unwrap_or_else(PoisonError::into_inner) = false;
-    if !missing.is_empty() {
-        tracing::info!(?missing, "listeners that the data plane may not open are opened for it");
-        reload::reload(paths, file)?;
+    if missing.is_empty() {
+        return let_go(paths, file);
     }
+    tracing::info!(?missing, "listeners that the data plane may not open are opened for it");
+    reload::reload(paths, file)?;
     Ok(())
 }
 

@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use super::{UnitError, in_force, manager, prepare};
+use crate::capture::allocation::Allocations;
 use crate::capture::plan::RulesPlan;
-use crate::capture::{apply, guard};
+use crate::capture::{apply, cgroups, guard};
 use crate::config::{self, Config};
 use crate::daemon::Paths;
+use crate::daemon::narrowing::Covering;
 
 /// Applies the rules of what is in force, where a socket unit has the instance's listeners open; else those of the file,
 /// or with `last_good`, when the file has errors, those of the configuration that was last up.
@@ -16,7 +18,7 @@ pub fn net_up(paths: &Paths, path: &Path, last_good: bool, owner_uid: u32) -> Re
         None if last_good => in_force::load_or_last_good(paths, path)?,
         None => in_force::load(path)?,
     };
-    apply_rules(paths, &wanted.config, owner_uid)?;
+    apply_rules(paths, &wanted.config, owner_uid, Left::LetGo)?;
     if in_force::is_up(paths, &wanted.config.instance) {
         in_force::keep_as_last_good(&wanted.config.instance, &wanted.text);
     }
@@ -24,15 +26,16 @@ pub fn net_up(paths: &Paths, path: &Path, last_good: bool, owner_uid: u32) -> Re
 }
 
 /// `ExecStartPre=` of the service. A start that was asked for takes the file as it is now; a crash and an upgrade go on
-/// with what is in force. What cannot be taken changes nothing, and the data plane refuses with the reason.
+/// with what is in force. What cannot be taken changes nothing, and the data plane refuses with the reason. What the rules
+/// of before captured besides stays covered till [`let_go`]: the start may fail yet.
 pub fn service_starting(paths: &Paths, path: &Path, owner_uid: u32) -> Result<(), UnitError> {
     let instance = config::instance_of(path)?;
     let Some(current) = in_force::current(paths, path) else { return net_up(paths, path, true, owner_uid) };
     if !manager::was_asked(&format!("tng@{instance}.service"))? || paths.upgrade().exists() {
-        return apply_rules(paths, &current.config, owner_uid);
+        return apply_rules(paths, &current.config, owner_uid, Left::Covered);
     }
     let taken = in_force::load(path).map_err(UnitError::from).and_then(|wanted| {
-        apply_rules(paths, &wanted.config, owner_uid)?;
+        apply_rules(paths, &wanted.config, owner_uid, Left::Covered)?;
         Ok(wanted)
     });
     match taken {
@@ -43,20 +46,49 @@ pub fn service_starting(paths: &Paths, path: &Path, owner_uid: u32) -> Result<()
         }
         Err(error) => {
             in_force::refuse(paths, &instance, &error.to_string())?;
-            apply_rules(paths, &current.config, owner_uid)
+            apply_rules(paths, &current.config, owner_uid, Left::Covered)
         }
     }
 }
 
+/// `ExecStartPost=` of the service: lets go what only the rules of before captured, when the data plane serves.
+pub(super) fn let_go(paths: &Paths, path: &Path) -> Result<(), UnitError> {
+    let instance = config::instance_of(path)?;
+    let Some(current) = in_force::current(paths, path) else { return Ok(()) };
+    let Some(slots) = Allocations::load(paths)?.get(&instance).cloned() else { return Ok(()) };
+    let plan = RulesPlan::new(&current.config, &slots);
+    if let Some(between) = apply::recorded_plan(paths, &instance).filter(|between| *between != plan)
+        && !(Covering { between, plan }).narrow_if_ready(paths)
+    {
+        tracing::warn!(
+            reason = "not-serving",
+            %instance,
+            "what was captured before and is no more is still refused: tngctl reload {instance}"
+        );
+    }
+    Ok(())
+}
+
+/// What becomes of that which the rules of before captured and the new ones do not.
+#[derive(Clone, Copy, PartialEq)]
+enum Left {
+    /// Captured or refused, until the data plane serves.
+    Covered,
+    /// Open at once.
+    LetGo,
+}
+
 /// A guard that runs changes first: what is captured newly is refused for a moment rather than let through.
-fn apply_rules(paths: &Paths, config: &Config, owner_uid: u32) -> Result<(), UnitError> {
+fn apply_rules(paths: &Paths, config: &Config, owner_uid: u32, left: Left) -> Result<(), UnitError> {
     let guarded = guard::is_running(paths, &config.instance);
     let old = apply::recorded_plan(paths, &config.instance);
+    let covered = old.as_ref().filter(|_| left == Left::Covered).map(cgroups::loadable);
     if guarded {
         let slots = apply::allocate(paths, config, owner_uid)?;
-        guard::request_load(paths, &RulesPlan::new(config, &slots))?;
+        let plan = RulesPlan::new(config, &slots);
+        guard::request_load(paths, &covered.as_ref().map_or_else(|| plan.clone(), |old| plan.covering(old)))?;
     }
-    let applied = apply::up(paths, config, owner_uid);
+    let applied = apply::up_covering(paths, config, owner_uid, covered.as_ref());
     // The guard of rules that did not come about may refuse less than that of the rules that are still there.
     if let (true, Err(_), Some(old)) = (guarded, &applied, old)
         && let Err(error) = guard::request_load(paths, &old)

@@ -2,13 +2,14 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::lab::{Lab, PORT, egress};
-use super::netns::{Family, Host, Tng, kernel_state, run_tngd, traces, wait_for};
+use super::netns::{Family, Host, Parts, Tng, kernel_state, run, run_tngd, tngd, traces, wait_for};
 use super::scene::{closed, direct, exchange, lab, narrow, recovers, start_egress, tunnelled};
 use super::table::Seen;
 
@@ -96,7 +97,7 @@ impl Side<'_> {
 
     /// The way out that the message names.
     fn opens_by_hand(&self, lab: &Lab, case: &str) {
-        self.host.run(&super::netns::tngd().to_string_lossy(), &["net", "down", self.instance]).expect_ok();
+        self.host.run(&tngd().to_string_lossy(), &["net", "down", self.instance]).expect_ok();
         assert_eq!(traces(self.host), "", "{} {case}", self.name);
         let seen = (self.try_it)(lab);
         assert!(direct(&seen), "{} {case}: after net down: {seen:?}", self.name);
@@ -222,6 +223,45 @@ fn a_start_with_another_capture_lets_go_what_was_when_it_serves() {
         assert!(!state().contains("_new"), "{}: {}", side.name, state());
         assert!(tng.stop().success());
         assert_eq!(traces(side.host), "", "{}", side.name);
+    }
+}
+
+/// The steps of the service unit, for a restart that takes a file with another capture.
+#[test]
+fn a_restart_of_the_unit_lets_go_what_was_when_the_new_file_is_served() {
+    let lab = lab();
+    for side in sides(&lab) {
+        let parts = Parts::new(side.host, side.instance, &side.toml);
+        let _guard = parts.guard();
+        parts.net_up();
+        // The socket unit is up, and the restart was asked for.
+        let in_force = side.host.runtime_dir().join(".net").join(format!("{}.toml", side.instance));
+        std::fs::write(&in_force, &side.toml).expect("what is in force");
+        let bin = side.host.dir().join("bin");
+        std::fs::create_dir_all(&bin).expect("directory");
+        std::fs::write(bin.join("systemctl"), "#!/bin/sh\necho 0\n").expect("systemctl");
+        std::fs::set_permissions(bin.join("systemctl"), std::fs::Permissions::from_mode(0o755)).expect("mode");
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+        let step = |step: &str| {
+            let mut command = side.host.command(tngd(), &["unit", step, side.instance]);
+            command.env("PATH", &path).env("TNG_STATE_DIR", side.host.dir().join("state"));
+            run(command)
+        };
+        let parts = Parts::new(side.host, side.instance, &side.other());
+        step("service-starting").expect_ok();
+        assert_eq!(std::fs::read_to_string(&in_force).expect("read"), side.other(), "{}: taken", side.name);
+        let seen = (side.try_it)(&lab);
+        assert!(closed(&seen), "{}: the start may fail yet: {seen:?}", side.name);
+        // systemd does not run it after a start that failed; it would open nothing all the same.
+        step("service-started");
+        let seen = (side.try_it)(&lab);
+        assert!(closed(&seen), "{}: nobody serves: {seen:?}", side.name);
+        let _serve = parts.serve();
+        step("service-started").expect_ok();
+        let seen = (side.try_it)(&lab);
+        assert!(direct(&seen), "{}: what is captured no more: {seen:?}", side.name);
+        let state = kernel_state(side.host);
+        assert!(state.contains("8999") && !state.contains("8080") && !state.contains("_new"), "{state}");
     }
 }
 

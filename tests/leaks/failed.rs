@@ -42,6 +42,8 @@ pub const ROWS: &[Row] = &[
     row(OUT, "killed, then another capture is killed, each step", Closed, outsider_asks, |lab| {
         start_over(lab, OUT, "kill")
     }),
+    row(IN, "killed half way, then another capture is killed", Closed, client_asks, |lab| half_start(lab, IN)),
+    row(OUT, "killed half way, then another capture is killed", Closed, outsider_asks, |lab| half_start(lab, OUT)),
     row(IN, "killed, then net up fails, each step", Closed, client_asks, |lab| net_up(lab, IN)),
     row(OUT, "killed, then net up fails, each step", Closed, outsider_asks, |lab| net_up(lab, OUT)),
     row(IN, "reload drops a capture, refused", Safe, client_asks, |lab| reload_refused(lab, IN)),
@@ -196,6 +198,24 @@ fn start_over(lab: &Lab, side: &'static str, action: &str) -> Outcome {
     for point in RULES.into_iter().chain(data_plane.into_iter().flatten()) {
         scene.fails(&other(side), &format!("{point}={action}"));
         scene.closed(point);
+    }
+    scene.closed("all of them").into()
+}
+
+/// What a first start refuses that was killed behind its transaction, and what the next one did, is closed for all that
+/// follow.
+fn half_start(lab: &Lab, side: &'static str) -> Outcome {
+    let scene = Scene::new(lab, side);
+    for (toml, point) in
+        [(usual(side), "net-up.applied"), (other(side), "net-up.applied"), (other(side), "net-up.done")]
+    {
+        scene.fails(&toml, &format!("{point}=kill"));
+        scene.closed(point);
+    }
+    let third = other(side).replace("8999", "8998").replace("\"other\"", "\"third\"");
+    for action in ["error", "kill"] {
+        scene.fails(&third, &format!("net-up.done={action}"));
+        scene.closed(action);
     }
     scene.closed("all of them").into()
 }
