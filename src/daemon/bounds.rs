@@ -11,6 +11,11 @@ use super::gate::Gate;
 use super::status::{BoundView, BusySource, RoomView, unix_seconds};
 use crate::config::Side;
 
+/// Reasons in the log (tng-reasons(7)).
+const CONNECTIONS_REASON: &str = "connections-full";
+const ARRIVALS_REASON: &str = "arrivals-full";
+const HANDSHAKES_REASON: &str = "handshakes-full";
+
 /// How long a bound may be reached before the endpoint counts as degraded, in seconds.
 const FULL: u64 = 30;
 /// How long nothing is said again of a bound that is reached, left and reached.
@@ -62,7 +67,7 @@ fn reached(view: &BoundView, now: u64) -> Vec<(&'static str, String, u64, u64)> 
     let mut found = Vec::new();
     if let Some(since) = view.reached_since {
         let what = format!("max_connections ({}) is reached", view.limit);
-        found.push(("connections-full", what, view.waiting, now.saturating_sub(since)));
+        found.push((CONNECTIONS_REASON, what, view.waiting, now.saturating_sub(since)));
     }
     for room in &view.rooms {
         let Some(since) = room.reached_since else { continue };
@@ -71,7 +76,7 @@ fn reached(view: &BoundView, now: u64) -> Vec<(&'static str, String, u64, u64)> 
             None => String::new(),
         };
         let what = format!("the room for {} ({}) is full{most}", room.room, room.limit);
-        let reason = if room.room == "arrivals" { "arrivals-full" } else { "handshakes-full" };
+        let reason = if room.room == "arrivals" { ARRIVALS_REASON } else { HANDSHAKES_REASON };
         found.push((reason, what, room.waiting, now.saturating_sub(since)));
     }
     found
