@@ -110,7 +110,9 @@ struct Scene<'a> {
 
 impl<'a> Scene<'a> {
     fn new(lab: &'a Lab, side: &'static str) -> Self {
-        assert!(cfg!(feature = "failpoints"), "run with --features failpoints (make test does)");
+        if !cfg!(feature = "failpoints") {
+            panic!("run with --features failpoints (make test does)");
+        }
         let (host, name) = if side == IN { (&lab.world.client, "in") } else { (&lab.world.server, "out") };
         Self { lab, side, host, name }
     }
