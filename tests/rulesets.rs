@@ -32,7 +32,14 @@ fn netfilter(side: Side, capture: Vec<Match>) -> Netfilter {
 }
 
 fn endpoint(ident: &str, side: Side, id: u8, netfilter: Netfilter) -> CapturePlan {
-    CapturePlan { ident: ident.into(), side, id: EndpointId(id), port: 40000 + u16::from(id) - 1, netfilter }
+    CapturePlan {
+        ident: ident.into(),
+        side,
+        id: EndpointId(id),
+        port: 40000 + u16::from(id) - 1,
+        netfilter,
+        refuse_new: false,
+    }
 }
 
 fn plan(captures: Vec<CapturePlan>) -> RulesPlan {

@@ -320,6 +320,7 @@ impl RulesPlan {
                     id: slot.id,
                     port: slot.port,
                     netfilter: n.clone(),
+                    refuse_new: false,
                 })
             })
             .collect();

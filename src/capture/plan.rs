@@ -35,6 +35,10 @@ pub struct CapturePlan {
     pub port: u16,
     /// The `[*.netfilter]` table.
     pub netfilter: Netfilter,
+    /// Its new connections are refused: between two configurations that give them to different endpoints, each with demands
+    /// of its own on the peer, neither of the two listeners is right.
+    #[serde(default)]
+    pub refuse_new: bool,
 }
 
 impl RulesPlan {

@@ -3,7 +3,10 @@
 //! They are applied before the data plane changes and narrowed after it has, so that a command that fails or is killed
 //! in between leaves the path no more open than it was.
 
+use ipnet::IpNet;
+
 use super::plan::{CapturePlan, RulesPlan};
+use crate::config::PortRange;
 
 /// Begins the names of endpoints that take part a second time. No name in a file begins with an underscore, and those
 /// of retired endpoints go on with a digit.
@@ -14,15 +17,24 @@ impl RulesPlan {
     ///
     /// What the running data plane serves goes on to it until it changes, by the listener that both configurations have.
     /// Once the listener of an endpoint of `old` alone has ended, its traffic is refused. An endpoint whose capture
-    /// changed is in it twice, under one id: as it was, and then as it will be.
+    /// changed is in it twice, under one id: as it was, and then as it will be. What goes from one endpoint to another that
+    /// is there already is refused: both listeners stay, and which demands they make of the peer changes in between.
     #[must_use]
     pub fn covering(&self, old: &RulesPlan) -> RulesPlan {
         let is_new = |c: &&CapturePlan| !old.captures.iter().any(|o| o.id == c.id && o.side == c.side);
         // First those that only this plan has: their listeners wait for the new configuration, whose settings count.
         let mut captures: Vec<CapturePlan> = self.captures.iter().filter(is_new).cloned().collect();
+        // Whoever was killed in between has not said which configuration is served now.
+        let half_way = old.captures.iter().enumerate().any(|(at, c)| old.captures[..at].iter().any(|o| o.id == c.id));
         let kept = old.captures.iter().map(|was| {
             let now = self.captures.iter().find(|c| c.id == was.id);
-            CapturePlan { port: now.map_or(was.port, |now| now.port), ..was.clone() }
+            let kept = CapturePlan { port: now.map_or(was.port, |now| now.port), ..was.clone() };
+            let others = self.captures.iter().filter(|c| !is_new(c)).chain(old.captures.iter().filter(|_| half_way));
+            let stays = !half_way && self.captures.iter().any(|c| c.captures_like(&kept));
+            let moves = now.is_some()
+                && !stays
+                && others.into_iter().any(|c| c.id != was.id && c.side == was.side && c.may_meet(was));
+            CapturePlan { refuse_new: moves, ..kept }
         });
         for next in kept.chain(self.captures.iter().filter(|c| !is_new(c)).cloned()) {
             if !captures.iter().any(|c| c.captures_like(&next)) {
@@ -41,7 +53,25 @@ impl RulesPlan {
     }
 }
 
+impl RulesPlan {
+    /// Whether this plan has all that `old` captures, for the same endpoints.
+    pub(super) fn covers(&self, old: &RulesPlan) -> bool {
+        old.captures.iter().all(|was| self.captures.iter().any(|c| c.captures_like(was)))
+    }
+}
+
 impl CapturePlan {
+    /// Whether some connection could be captured by both, as far as addresses and ports tell.
+    fn may_meet(&self, other: &CapturePlan) -> bool {
+        let to = |a: Option<IpNet>, b: Option<IpNet>| match (a, b) {
+            (Some(a), Some(b)) => a.contains(&b) || b.contains(&a),
+            _ => true,
+        };
+        let port = |a: Option<PortRange>, b: Option<PortRange>| a.zip(b).is_none_or(|(a, b)| a.overlaps(b));
+        let theirs = &other.netfilter.capture;
+        self.netfilter.capture.iter().any(|a| theirs.iter().any(|b| to(a.to, b.to) && port(a.port, b.port)))
+    }
+
     /// The endpoint's own part of its name: what is between two plans counts for the endpoint as well.
     pub(super) fn endpoint_ident(&self) -> &str {
         let again = self.ident.strip_prefix(AGAIN).and_then(|rest| rest.split_once('_'));
@@ -50,7 +80,7 @@ impl CapturePlan {
 
     /// The same endpoint and the same traffic, under whatever name.
     fn captures_like(&self, other: &CapturePlan) -> bool {
-        let CapturePlan { ident: _, side, id, port, netfilter } = other;
+        let CapturePlan { ident: _, side, id, port, netfilter, refuse_new: _ } = other;
         (self.side, self.id, self.port, &self.netfilter) == (*side, *id, *port, netfilter)
     }
 }
@@ -138,9 +168,30 @@ mod tests {
             &ingress("a", "capture = [{ to = \"192.0.2.0/24\", port = \"80-90\" }]"),
         ]);
         assert_eq!(shown(&new.covering(&old)), [("a", 80), ("b", 81), ("_new_a", 80)]);
+        let refused: Vec<bool> = new.covering(&old).captures.iter().map(|c| c.refuse_new).collect();
+        assert_eq!(refused, [false, false, false], "b goes, and its listener with it");
         // A new endpoint has a listener of its own, at which connections wait for the new settings.
         let [old, new] = plans([&ingress("b", &port(81)), &ingress("c", &port(81))]);
         assert_eq!(shown(&new.covering(&old)), [("c", 81), ("b", 81)]);
+    }
+
+    #[test]
+    fn what_goes_from_one_endpoint_to_another_that_stays_is_refused_till_then() {
+        let file = |a, b| format!("{}{}", ingress("a", &port(a)), ingress("b", &port(b)));
+        let [old, swapped, moved] = plans([&file(80, 81), &file(81, 80), &file(82, 80)]);
+        let refused = |plan: &RulesPlan| plan.captures.iter().map(|c| c.refuse_new).collect::<Vec<_>>();
+        let between = swapped.covering(&old);
+        assert_eq!(shown(&between), [("a", 80), ("b", 81), ("_new_a", 81), ("_new_b", 80)]);
+        assert_eq!(refused(&between), [true, true, false, false]);
+        assert!(between.covers(&old) && between.covers(&swapped) && !swapped.covers(&old));
+        assert_eq!(refused(&moved.covering(&old)), [true, false, false, false], "81 is nobody's any more");
+        // A kill leaves open which of the two is served, so that each of the four may be wrong.
+        for next in [&old, &swapped] {
+            assert_eq!(refused(&next.covering(&between))[..2], [true, true]);
+        }
+        let text = render::table(&compile::capture_table(&between));
+        let chain = text.split("chain capture_a {").nth(1).and_then(|rest| rest.split('}').next()).expect("chain");
+        assert!(chain.contains("reject with tcp reset"), "{chain}");
     }
 
     #[test]

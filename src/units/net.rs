@@ -61,7 +61,7 @@ pub(super) fn let_go(paths: &Paths, path: &Path) -> Result<(), UnitError> {
         && !(Covering { between, plan }).narrow_if_ready(paths)
     {
         tracing::warn!(
-            reason = "not-serving",
+            reason = "not-running",
             %instance,
             "what was captured before and is no more is still refused: tngctl reload {instance}"
         );

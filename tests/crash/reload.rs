@@ -244,6 +244,21 @@ fn a_reload_that_swaps_captures_never_lets_a_connection_out() {
         let seen = exchange(&lab, port);
         assert!(tunnelled(&seen), "{port}: {seen:?}\n{}", tng.output());
     }
-    assert!(goes_on(&lab, flow));
+    // Which of the two endpoints is right for which port is open until a reload has come to its end.
+    for (toml, point) in [(&swapped, "net-up.done"), (&both(), "reload.narrow")] {
+        tng.write_config(toml);
+        assert!(!reload(&lab, Some((point, "kill"))).ok(), "{point}");
+        for port in [PORT, OTHER_PORT] {
+            let seen = exchange(&lab, port);
+            let refused = seen.iter().all(|s| s.fate == Fate::Refused && s.plaintext.is_none());
+            assert!(refused, "{point}, {port}: {seen:?}");
+        }
+        assert!(goes_on(&lab, flow), "{point}: what is open goes on");
+        reload(&lab, None).expect_ok();
+        for port in [PORT, OTHER_PORT] {
+            let seen = exchange(&lab, port);
+            assert!(tunnelled(&seen), "after {point}, {port}: {seen:?}\n{}", tng.output());
+        }
+    }
     stops_clean(&lab, tng, "swaps");
 }

@@ -6,7 +6,7 @@ use super::super::marks::*;
 use super::super::plan::{CapturePlan, RulesPlan};
 use super::super::selector::Scope;
 use super::ingress::{listener_rules, tproxy_rules};
-use super::{INJECTED, PORT_IN_USE, each, excluded, shared, to_service};
+use super::{INJECTED, PORT_IN_USE, each, excluded, refuse_new, shared, to_service};
 use crate::config::Side;
 
 pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
@@ -79,11 +79,12 @@ fn select(c: &CapturePlan) -> Chain {
 }
 
 fn capture(c: &CapturePlan) -> Chain {
-    let mut rules = vec![Rule::new(
+    let mut rules: Vec<Rule> = refuse_new(c).into_iter().collect();
+    rules.push(Rule::new(
         [Match::CtNew, Match::BareSyn(true), Match::CtUnconfirmed],
         [Statement::Count(c.captured_counter())],
         "connections captured, not SYNs that are sent again",
-    )];
+    ));
     rules.extend(tproxy_rules(c.port, &[Statement::SetMark(TPROXIED), Statement::Accept]));
     rules.push(Rule::new(
         [Match::Tcp(true)],

@@ -5,7 +5,7 @@ use super::super::ir::*;
 use super::super::marks::*;
 use super::super::plan::{CapturePlan, RulesPlan, listener_addrs};
 use super::super::selector::Scope;
-use super::{REFUSED, each, excluded};
+use super::{REFUSED, each, excluded, refuse_new};
 use crate::config::{Mark, Side};
 
 pub(super) fn chains(plan: &RulesPlan) -> Vec<Chain> {
@@ -117,13 +117,12 @@ fn select(c: &CapturePlan) -> Chain {
 }
 
 fn capture(c: &CapturePlan) -> Chain {
-    Chain::plain(
-        format!("capture_{}", c.ident),
-        vec![
-            Rule::new([], [Statement::SetCtMark(c.id.mark())], "the flow stays ours; untracked packets skip this only"),
-            Rule::new([], [Statement::Goto(format!("divert_{}", c.ident))], "by way of lo"),
-        ],
-    )
+    let mut rules: Vec<Rule> = refuse_new(c).into_iter().collect();
+    rules.extend([
+        Rule::new([], [Statement::SetCtMark(c.id.mark())], "the flow stays ours; untracked packets skip this only"),
+        Rule::new([], [Statement::Goto(format!("divert_{}", c.ident))], "by way of lo"),
+    ]);
+    Chain::plain(format!("capture_{}", c.ident), rules)
 }
 
 fn divert(ident: &str, id: EndpointId) -> Chain {

@@ -112,6 +112,17 @@ fn base_chains(plan: &RulesPlan) -> Vec<Chain> {
     chains
 }
 
+/// Refuses new connections of an endpoint that is between two configurations; what is open goes on.
+fn refuse_new(c: &CapturePlan) -> Option<Rule> {
+    c.refuse_new.then(|| {
+        Rule::new(
+            [Match::BareSyn(true)],
+            [Statement::Count(c.refused_counter()), Statement::RejectReset],
+            "goes to another endpoint, which does not serve it yet",
+        )
+    })
+}
+
 /// Leaves the chain on what `c` excludes. Only for a chain of that endpoint: in a shared one it would also skip the
 /// endpoints behind it.
 fn excluded(c: &CapturePlan, end: End, transport: Transport, scope: Scope) -> Vec<Rule> {
