@@ -202,6 +202,29 @@ async fn connections_beyond_the_bound_wait_and_are_then_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bound_that_was_met_once_and_is_free_again_is_not_reached() {
+    let three = tng::config::Limits { max_connections: 3, ..limits() };
+    let pair = Pair::with(echo().await, three, limits());
+    let mut byte = [0];
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        let mut client = pair.client().await;
+        client.write_all(b"x").await.expect("write");
+        client.read_exact(&mut byte).await.expect("echo");
+        open.push(client);
+    }
+    let bound = || pair.ingress.endpoint_views()[0].bound.clone();
+    eventually("it is met", || bound().reached_since.is_some() && bound().taken == 3).await;
+    open.pop();
+    eventually("it is free again", || bound().reached_since.is_none() && bound().taken == 2).await;
+    assert_eq!((bound().reached_times, bound().waiting), (1, 0));
+    assert!(pair.ingress.problems().is_empty());
+    let mut third = pair.client().await;
+    third.write_all(b"y").await.expect("write");
+    timeout(Duration::from_secs(5), third.read_exact(&mut byte)).await.expect("in time").expect("echo");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_lets_the_quick_finish_and_resets_the_rest() {
     let pair = Pair::to(echo().await);
     let mut byte = [0];
