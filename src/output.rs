@@ -50,7 +50,9 @@ fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8], patience: PollTimeout) -> boo
 pub fn print_usage(usage: &clap::Error) -> u8 {
     let text = usage.render();
     let is_terminal = if usage.use_stderr() { io::stderr().is_terminal() } else { io::stdout().is_terminal() };
-    let text = if is_terminal { text.ansi().to_string() } else { text.to_string() };
+    // The same rule as for every other output of ours (ctl::Style), <https://no-color.org>.
+    let colours_refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let text = if is_terminal && !colours_refused { text.ansi().to_string() } else { text.to_string() };
     if usage.use_stderr() {
         complain(text.trim_end());
     } else {
