@@ -93,29 +93,46 @@ fn an_nft_that_fails_at_any_call_of_a_start_leaves_nothing() {
     }
 }
 
+/// Until the data plane has the new configuration, the old one stays whole. After that both are covered, and the message
+/// says so.
 #[test]
-fn an_nft_that_fails_at_any_call_of_a_reload_keeps_the_old_rules() {
+fn an_nft_that_fails_at_any_call_of_a_reload_keeps_what_is_in_force() {
     let lab = Lab::new();
     let host = &lab.world.client;
     let (tng, _egress) = lab.start();
-    let before = kernel_state(host);
-    tng.write_config(&ingress(&format!("{TO_SERVER}, {}", TO_SERVER.replace("8080", "9090"))));
-    let mut failures = 0;
+    let old = ingress(TO_SERVER);
+    let new = ingress(&format!("{TO_SERVER}, {}", TO_SERVER.replace("8080", "9090")));
+    let reload = |text: &str| {
+        tng.write_config(text);
+        run(host.command(tngctl(), &["reload", "in"])).expect_ok();
+        kernel_state(host)
+    };
+    let (with_new, before) = (reload(&new), reload(&old));
+    assert_ne!(with_new, before);
+    let (mut kept, mut covered) = (0, 0);
     for n in 1.. {
         assert!(n < 30, "nft is called without end");
+        tng.write_config(&new);
         let mut command = host.command(tngctl(), &["reload", "in"]);
         command.env("TNG_NFT", failing_at(host, n));
         let out = run(command);
         if out.ok() {
             break;
         }
-        failures += 1;
         expect(&out, 1, &["[nft-refused]"]);
-        assert_eq!(kernel_state(host), before, "call {n}");
+        if out.stderr.contains("the new configuration is in force") {
+            covered += 1;
+            expect(&out, 1, &["is still refused; try again: tngctl reload in"]);
+            assert_eq!(reload(&new), with_new, "call {n}: the next reload completes this one");
+            assert_eq!(reload(&old), before, "call {n}");
+        } else {
+            kept += 1;
+            assert_eq!(kernel_state(host), before, "call {n}");
+        }
         let seen = lab.each(|family| lab.exchange(family, &Connect::default()));
         assert!(seen.iter().all(|s| s.fate == Fate::Delivered && s.plaintext.is_none()), "call {n}: {seen:?}");
     }
-    assert!(failures >= 2, "only {failures} calls of nft were met");
+    assert!(kept >= 2 && covered >= 2, "calls of nft that were met: {kept} before, {covered} after");
     assert!(tng.stop().success());
     assert_eq!(traces(host), "");
 }
