@@ -85,10 +85,11 @@ fn latencies(lab: &Lab, peers: &[Peer], settings: &Settings, order: &mut Shuffle
     }
     for _ in 0..settings.sharing_slices {
         for peer in order.shuffled(peers) {
-            let (addr, lasting) = (tunnels[&peer].addr, settings.sharing_slice);
-            let beside = sharing::beside_bulk(addr, settings.beside_rate, lasting).map_err(|e| wrong(peer, e))?;
-            add(peer, Metric::P99Beside, beside.p99);
-            add(peer, Metric::Fairness, sharing::fairness(addr, lasting).map_err(|e| wrong(peer, e))?);
+            let addr = tunnels[&peer].addr;
+            let beside = sharing::beside_bulk(addr, settings.beside_rate, settings.beside_slice);
+            add(peer, Metric::P99Beside, beside.map_err(|e| wrong(peer, e))?.p99);
+            let fairness = sharing::fairness(addr, settings.fairness_slice).map_err(|e| wrong(peer, e))?;
+            add(peer, Metric::Fairness, fairness);
         }
     }
     let typical = |all: BTreeMap<Metric, Vec<f64>>| {

@@ -29,8 +29,10 @@ pub struct Settings {
     pub latency_slices: usize,
     /// Requests a second beside bulk streams.
     pub beside_rate: u32,
-    /// How long one slice of [`crate::sharing`] lasts.
-    pub sharing_slice: Duration,
+    /// How long small requests are sent beside bulk streams in one slice.
+    pub beside_slice: Duration,
+    /// How long bulk streams are compared in one slice.
+    pub fairness_slice: Duration,
     /// Slices of each peer in a round.
     pub sharing_slices: usize,
     /// Nothing but [`crate::sharing`].
@@ -78,7 +80,8 @@ impl Settings {
             latency_slice: Duration::from_millis(if quick { 250 } else { 600 }),
             latency_slices: if quick { 1 } else { 5 },
             beside_rate: 500,
-            sharing_slice: Duration::from_millis(if quick { 250 } else { 800 }),
+            beside_slice: Duration::from_millis(if quick { 250 } else { 800 }),
+            fairness_slice: Duration::from_millis(if quick { 250 } else { 2000 }),
             sharing_slices: if quick { 1 } else { 3 },
             only_sharing,
             idle_connections: if quick { 100 } else { 1000 },
