@@ -148,15 +148,22 @@ fn every_scenario_renders_as_its_golden_file() {
 
 /// `nft -c` in a namespace of its own; the cgroup of the scenario must exist, so it is left out where it does not.
 fn nft_accepts(text: &str) -> Result<(), String> {
-    let mut child = Command::new("unshare")
-        .args(["--net", "--map-root-user", "nft", "-c", "-f", "-"])
+    let mut command = Command::new("unshare");
+    command.arg("--net");
+    // In a chroot there is no new user namespace, for root neither (user_namespaces(7)).
+    if !nix::unistd::geteuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    let mut child = command
+        .args(["nft", "-c", "-f", "-"])
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("unshare and nft must be there: apt install util-linux nftables");
-    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    // Who does not read the rules has said why on standard error.
+    let unread = child.stdin.take().unwrap().write_all(text.as_bytes()).err().map(|e| format!("{e}: "));
     let out = child.wait_with_output().unwrap();
-    if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
+    if out.status.success() { Ok(()) } else { Err(unread.unwrap_or_default() + &String::from_utf8_lossy(&out.stderr)) }
 }
 
 #[test]

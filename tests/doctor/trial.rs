@@ -118,7 +118,7 @@ const CASES: &[Case] = &[
         make: |lab| {
             let lines = [
                 "oif lo accept",
-                "meta l4proto ipv6-icmp accept",
+                "meta l4proto 58 accept",
                 "meta mark & 0xffff { 565, 566 } accept",
                 "udp dport 9 accept",
             ];

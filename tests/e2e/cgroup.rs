@@ -11,16 +11,20 @@ use serde_json::Value;
 use super::netns::{Family, Host, Proc, Tng, World, fresh_hex, wait_for, wait_until};
 use super::programs::*;
 
+/// Puts cgroup v2 at /sys/fs/cgroup unless it is there: mounted over itself it is busy (mount(2), EBUSY).
+macro_rules! unified {
+    ($then:literal) => {
+        concat!(
+            "[ \"$(stat -f -c %T /sys/fs/cgroup)\" = cgroup2fs ] || mount -t cgroup2 none /sys/fs/cgroup || exit; ",
+            $then
+        )
+    };
+}
 /// Runs the command that follows with cgroup v2 at /sys/fs/cgroup.
-const UNIFIED: [&str; 5] = ["unshare", "-m", "sh", "-c", "mount -t cgroup2 none /sys/fs/cgroup && exec \"$@\""];
+const UNIFIED: [&str; 5] = ["unshare", "-m", "sh", "-c", unified!("exec \"$@\"")];
 /// The same as a member of the slice named by the first word.
-const MEMBER: [&str; 5] = [
-    "unshare",
-    "-m",
-    "sh",
-    "-c",
-    "mount -t cgroup2 none /sys/fs/cgroup && echo $$ >/sys/fs/cgroup/$0/cgroup.procs && exec \"$@\"",
-];
+const MEMBER: [&str; 5] =
+    ["unshare", "-m", "sh", "-c", unified!("echo $$ >/sys/fs/cgroup/$0/cgroup.procs && exec \"$@\"")];
 
 /// A slice of the test's own, removed with it.
 struct Slice(String);
