@@ -9,7 +9,7 @@
 //! 5. [`tls`] and [`attest`]: the attested channel to the other side.
 //! 6. [`relay`]: bytes both ways, and the record the connection ends in.
 //!
-//! [`units`] is tng under systemd, which [`notify`] talks to. [`ctl`] is what `tngctl` prints, by [`output`]. `unsafe` lives in [`sys`] alone.
+//! [`units`] is tng under systemd, which [`notify`] talks to. [`ctl`] is what `tngctl` prints, by [`output`]. [`os`] is what the kernel gives; `unsafe` lives in [`os::sys`] alone.
 
 pub mod attest;
 pub mod capture;
@@ -17,13 +17,10 @@ pub mod config;
 pub mod ctl;
 pub mod daemon;
 pub mod egress;
-pub mod failpoint;
 pub mod ingress;
 pub mod notify;
+pub mod os;
 pub mod output;
-pub mod process;
 pub mod relay;
-#[allow(unsafe_code)]
-pub mod sys;
 pub mod tls;
 pub mod units;

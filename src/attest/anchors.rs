@@ -210,7 +210,7 @@ fn name(name: &X509Name<'_>) -> String {
 }
 
 fn at(now: SystemTime) -> x509_parser::time::ASN1Time {
-    let secs = super::clock::unix(now).min(i64::MAX as u64) as i64;
+    let secs = crate::os::clock::unix(now).min(i64::MAX as u64) as i64;
     x509_parser::time::ASN1Time::from_timestamp(secs).unwrap_or_else(|_| x509_parser::time::ASN1Time::now())
 }
 

@@ -10,7 +10,6 @@ mod cache;
 #[cfg(test)]
 mod changes;
 mod claims;
-mod clock;
 mod credential;
 mod devices;
 mod error;
@@ -33,6 +32,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 
+pub use crate::os::clock::{Clock, SystemClock};
 pub use aa::AaAttester;
 pub use asr::AsrAttester;
 pub(crate) use binding::{EXPORTER, NONCE, PUBKEY_HASH};
@@ -41,7 +41,6 @@ pub use builtin::{BuiltinError, BuiltinVerifier, CollateralStatus, Look, look};
 pub(crate) use builtin::{collateral_dates, collateral_problem};
 pub use cache::{Appraised, CacheKey, VerdictCache};
 pub(crate) use claims::printable as printable_claims;
-pub use clock::{Clock, SystemClock};
 pub use credential::Credential;
 pub use devices::Devices;
 pub(crate) use devices::bound as bound_devices;

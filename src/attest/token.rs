@@ -11,9 +11,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::anchors::Anchors;
-use super::clock::from_unix;
 use super::jwk::{Jwk, Key};
 use super::{Verdict, VerifyError};
+use crate::os::clock::from_unix;
 
 /// How far the service's clock may be ahead. There is no allowance at the end: a verdict must not outlive its token.
 pub(crate) const LEEWAY: Duration = Duration::from_secs(60);

@@ -12,7 +12,8 @@ use super::routes::{self, Part, RouteError};
 use super::{cgroups, compile, observe, sockets};
 use crate::config::{self, Config, InstanceName, OnStop, Severity};
 use crate::daemon::Paths;
-use crate::{failpoint, units};
+use crate::os::failpoint;
+use crate::units;
 
 /// Why rules could not be applied or removed.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{NetlinkAddr, getsockname};
 use sd_notify::NotifyState;
 
-use crate::sys;
+use crate::os::sys;
 
 const NAMES: [&str; 2] = ["guard", "guard-next"];
 /// A record is two listings of one table; more than this is none of ours.

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::nft::{self, NftError};
-use crate::sys;
+use crate::os::sys;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::marks::{CAPTURED_BASE, CAPTURED_MASK, ROUTE_TABLE};
-use crate::process;
+use crate::os::process;
 
 /// Preference of the rule that looks up the main table; what comes later is no matter.
 const MAIN: u64 = 32766;

@@ -11,7 +11,6 @@ use std::time::Duration;
 use base64::prelude::{BASE64_STANDARD, Engine};
 
 use super::confine::confine_to;
-use super::privileges::{PrivilegeError, give_up};
 use crate::attest::host::tsm::{self, ConfigFs, TsmSettings};
 use crate::attest::host::{HostError, HostProvider, HostSource, helper, tpm_evidence};
 use crate::attest::tpm::commands::Hierarchy;
@@ -19,6 +18,7 @@ use crate::attest::tpm::quote::{AttestationKey, TpmEvidence, TpmSettings};
 use crate::attest::tpm::sha256;
 use crate::attest::tpm::structures::{KeyAlgorithm, PcrSelection, Quoted};
 use crate::attest::tpm::transport::{Connection, TpmAddress};
+use crate::os::privileges::{PrivilegeError, give_up};
 
 /// Time for the TPM: less than what the unit and the data plane allow for.
 const TPM_TIME: Duration = Duration::from_secs(20);

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::listeners;
 use crate::capture::allocation::InstanceSlots;
-use crate::sys;
+use crate::os::sys;
 
 /// The kernel passes at most 253 descriptors in one message (SCM_MAX_FD).
 pub const MAX_LISTENERS: usize = 253;

@@ -13,7 +13,7 @@ use socket2::{SockRef, Socket};
 
 use super::fdstore;
 use super::listeners::{ListenerError, listening, shut};
-use crate::sys;
+use crate::os::sys;
 
 /// A listening TCP socket and where it came from.
 #[derive(Debug)]

@@ -31,8 +31,8 @@ use super::{
 };
 use crate::capture::allocation::AllocationError;
 use crate::config::{self, Config, InstanceName};
+use crate::os::{failpoint, sys};
 use crate::units::in_force::NotServed;
-use crate::{failpoint, sys};
 
 /// How often every worker must answer when no watchdog asks.
 const HEARTBEAT: Duration = Duration::from_secs(5);

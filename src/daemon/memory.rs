@@ -25,7 +25,7 @@ pub(super) async fn give_memory_back(plane: Weak<DataPlane>, stopping: Cancellat
         drop(plane);
         if now != seen {
             seen = now;
-            let _ = tokio::task::spawn_blocking(crate::sys::release_free_memory).await;
+            let _ = tokio::task::spawn_blocking(crate::os::sys::release_free_memory).await;
         }
     }
 }

@@ -17,7 +17,7 @@ use super::refusing::Why;
 use super::{Paths, State, listeners};
 use crate::capture::allocation::{Allocations, InstanceSlots};
 use crate::config::{self, Config};
-use crate::failpoint;
+use crate::os::failpoint;
 use crate::units::in_force;
 
 /// Requests that may be coming in at once; there is one operator.

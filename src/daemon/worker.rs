@@ -17,14 +17,15 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{EndpointName, Side};
-use crate::failpoint::{self, Action};
+use crate::os::failpoint;
+use crate::os::failpoint::Action;
 use crate::relay::{ClientAddr, Flow, Leg, Meter, Outcome, Record, Refusal, RelayOptions, canonical, relay};
 
 use super::bounds;
 use super::endpoint::{Accepted, EndpointRuntime};
 use super::gate::Permit;
 use super::status::{BoundView, unix_seconds};
-use crate::sys;
+use crate::os::sys;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(5);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);

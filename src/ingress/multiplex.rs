@@ -15,8 +15,8 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsStream;
 
+use crate::os::sys::UnderWay;
 use crate::relay::{Carrier, Leg, Refusal, StreamLeg};
-use crate::sys::UnderWay;
 
 /// What TNG's ingress asks for. Its egress looks at the method alone: where the stream goes, its own mapping says.
 const AUTHORITY: &str = "tng.internal";

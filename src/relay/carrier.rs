@@ -6,7 +6,8 @@ use std::sync::{Arc, Weak};
 
 use tokio::net::TcpStream;
 
-use crate::sys::{self, UnderWay};
+use crate::os::sys;
+use crate::os::sys::UnderWay;
 
 /// Held by who serves the connection. Streams see it while it is held: none of them keeps the socket open.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpStream;
 
-use crate::sys::UnderWay;
+use crate::os::sys::UnderWay;
 
 /// A byte stream that can be ended so that the other end sees an error and not a clean end.
 pub trait Leg: AsyncRead + AsyncWrite + Unpin {
@@ -38,11 +38,11 @@ impl Leg for TcpStream {
 
     fn unacknowledged(&self) -> usize {
         // Fails only on a socket that is gone already.
-        crate::sys::unacknowledged(self.as_fd()).unwrap_or(0)
+        crate::os::sys::unacknowledged(self.as_fd()).unwrap_or(0)
     }
 
     fn under_way(&self) -> Option<UnderWay> {
-        crate::sys::under_way(self.as_fd()).ok()
+        crate::os::sys::under_way(self.as_fd()).ok()
     }
 }
 

@@ -11,7 +11,7 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{CarrierView, Leg};
-use crate::sys::UnderWay;
+use crate::os::sys::UnderWay;
 
 /// END_STREAM is its half-close, RST_STREAM its reset.
 pub struct StreamLeg {

@@ -16,7 +16,7 @@ use tokio_rustls::rustls::Connection;
 
 use super::buffer::with_wire;
 use super::leg::Leg;
-use crate::sys::UnderWay;
+use crate::os::sys::UnderWay;
 
 /// An established TLS connection over TCP.
 pub struct TlsLeg {

@@ -16,7 +16,7 @@ use super::{InForce, UnitError, in_force, manager};
 use crate::capture::allocation::Allocations;
 use crate::config::{self, OnStop};
 use crate::daemon::{Paths, fdstore, listeners, reload};
-use crate::sys;
+use crate::os::sys;
 
 /// How long the manager may take to read a notice.
 const BARRIER_MS: u16 = 5000;

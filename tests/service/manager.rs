@@ -17,7 +17,7 @@ use nix::sys::socket::{
     listen, recvmsg, sendmsg, socket,
 };
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tng::sys::adopt;
+use tng::os::sys::adopt;
 
 use super::lab::{TO_SERVER, ingress};
 use super::netns::{Host, Proc, Tng, tngd, wait_until};

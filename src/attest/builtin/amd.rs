@@ -11,7 +11,8 @@ use x509_parser::signature_algorithm::RsaSsaPssParams;
 
 use super::BuiltinError;
 use super::snp_report::{Report, Tcb};
-use crate::attest::{clock, x509};
+use crate::attest::x509;
+use crate::os::clock;
 
 /// Certificates of a peer that are looked at.
 pub const MAX_CERTIFICATES: usize = 8;

@@ -3,8 +3,8 @@ use std::time::SystemTime;
 use aws_lc_rs::digest::{SHA256, digest};
 
 use super::*;
-use crate::attest::clock::from_unix;
 use crate::config::from_hex;
+use crate::os::clock::from_unix;
 
 /// 2026-01-01, within every certificate here.
 const NOW: u64 = 1_767_225_600;

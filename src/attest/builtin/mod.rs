@@ -24,8 +24,9 @@ use async_trait::async_trait;
 
 use super::binding::sha384;
 use super::rego::{Facts, Policy};
-use super::{Clock, Evidence, RuntimeData, Verdict, Verifier, VerifyError, clock};
+use super::{Clock, Evidence, RuntimeData, Verdict, Verifier, VerifyError};
 use crate::config::{Builtin, Mark, Reference, Seen};
+use crate::os::clock;
 
 pub(in crate::attest) use cert_table::guids;
 pub use collateral::{dates as collateral_dates, problem as collateral_problem};

@@ -120,7 +120,7 @@ fn evidence_of_a_real_agent_is_read() {
     let recorded = include_bytes!("../../../tests/fixtures/quotes/snp_milan_evidence.json");
     let shown = shown(recorded).unwrap();
     assert_eq!(shown.certificates.len(), 1);
-    let now = crate::attest::clock::from_unix(NOW).unwrap();
+    let now = crate::os::clock::from_unix(NOW).unwrap();
     let endorsed = amd::endorse(&shown.report, &shown.certificates, &amd::pinned(), now).unwrap();
     assert_eq!(endorsed.product, "Milan");
     let found = finding(&shown.report, &endorsed);

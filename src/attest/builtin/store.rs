@@ -10,7 +10,8 @@ use dcap_qvl::config::PckCa;
 use super::collateral::Collateral;
 use super::fetch::Fetcher;
 use super::{BuiltinError, pccs};
-use crate::attest::{Clock, clock};
+use crate::attest::Clock;
+use crate::os::clock;
 
 /// Platform families kept.
 const MAX_KEPT: usize = 64;

@@ -294,7 +294,7 @@ impl Address {
                 (None, _) => "ok",
             },
             answered: health.answered,
-            last_answer: health.last_answer.map(crate::attest::clock::unix),
+            last_answer: health.last_answer.map(crate::os::clock::unix),
             reason: health.reason,
         }
     }

@@ -17,8 +17,8 @@ use crate::capture::{guard, observe, routes};
 use crate::config::{self, AsService, DEFAULT_INGRESS_MARK, InstanceName, Verify};
 use crate::ctl::client;
 use crate::daemon::{Paths, StatusReport, netns_inode};
-use crate::process;
-pub use crate::process::Ran;
+use crate::os::process;
+pub use crate::os::process::Ran;
 
 /// The longest one command, one agent or one service is waited for.
 pub const DEADLINE: Duration = Duration::from_secs(5);

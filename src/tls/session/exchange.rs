@@ -382,7 +382,7 @@ fn still(asker: &dyn Asker, bound: &Bound) -> Result<(), SessionError> {
 async fn settled(tcp: &TcpStream) {
     let mut byte = [0];
     let acknowledged = async {
-        while crate::sys::unacknowledged(tcp.as_fd()).unwrap_or(0) > 0 {
+        while crate::os::sys::unacknowledged(tcp.as_fd()).unwrap_or(0) > 0 {
             sleep(SETTLING).await;
         }
     };

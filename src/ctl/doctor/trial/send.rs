@@ -17,7 +17,7 @@ use super::{Fate, Trial, Tried};
 use crate::capture::ir::Family;
 use crate::config::Side;
 use crate::ctl::doctor::host::{Host, Ran};
-use crate::sys;
+use crate::os::sys;
 
 /// How long an answer is waited for. It comes from this host, in microseconds.
 const ANSWER: Duration = Duration::from_secs(2);

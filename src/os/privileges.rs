@@ -6,7 +6,7 @@ use std::io;
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::{Gid, Uid, User, setgroups, setresgid, setresuid};
 
-use crate::sys;
+use super::sys;
 
 /// The one capability of the data plane: SO_MARK and IP(V6)_TRANSPARENT (kernel 5.17 and later).
 pub const KEPT: Capability = Capability::CAP_NET_RAW;
