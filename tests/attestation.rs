@@ -157,7 +157,7 @@ async fn a_hundred_connections(old: bool) {
     let client = endpoint_within(ra(None, Some(verify_as(&service, true))), Duration::from_secs(20));
     let config = common::config(ra(Some(attest_sample()), None), Duration::from_secs(20));
     let server = if old {
-        EndpointTls::rats_tls_only(&config, Arc::new(tng::attest::SystemClock)).unwrap()
+        EndpointTls::rats_tls_only(&config, Arc::new(tng::os::clock::SystemClock)).unwrap()
     } else {
         EndpointTls::new(&config).unwrap()
     };

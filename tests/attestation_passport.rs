@@ -231,7 +231,7 @@ async fn token_about(service: &FakeAs, key: &KeyPair) -> String {
         &verify(provider),
         &rest(service, true),
         DEFAULT_INGRESS_MARK,
-        Arc::new(tng::attest::SystemClock),
+        Arc::new(tng::os::clock::SystemClock),
     );
     issuer.unwrap().issue(&evidence).await.unwrap()
 }

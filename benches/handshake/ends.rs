@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::HandshakeKind;
-use tng::attest::SystemClock;
 use tng::config::{AsKind, AsService, Attest, AttestProvider, Ra, TrustedSigners, Verify, VerifyProvider};
+use tng::os::clock::SystemClock;
 use tng::tls::{Channel, EndpointTls};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -11,7 +11,8 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 
-use super::{Clock, Verdict, VerifyError};
+use super::{Verdict, VerifyError};
+use crate::os::clock::Clock;
 
 /// SHA-256 of the certificate and of the policy it was appraised under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -201,7 +202,7 @@ fn make_room(slots: &mut HashMap<CacheKey, Slot>, capacity: usize, now: SystemTi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attest::SystemClock;
+    use crate::os::clock::SystemClock;
     use std::time::Duration;
 
     fn key(n: u8) -> CacheKey {

@@ -32,7 +32,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 
-pub use crate::os::clock::{Clock, SystemClock};
 pub use aa::AaAttester;
 pub use asr::AsrAttester;
 pub(crate) use binding::{EXPORTER, NONCE, PUBKEY_HASH};

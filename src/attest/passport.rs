@@ -7,10 +7,11 @@ use async_trait::async_trait;
 
 use super::anchors::Anchors;
 use super::{
-    AttestError, Attester, Clock, Credential, Evidence, LatencyStatus, RuntimeData, Verdict, Verifier, VerifyError,
+    AttestError, Attester, Credential, Evidence, LatencyStatus, RuntimeData, Verdict, Verifier, VerifyError,
     json_contains, token,
 };
 use crate::config::TrustedSigners;
+use crate::os::clock::Clock;
 
 /// Somebody who turns evidence into a token.
 #[async_trait]

@@ -8,7 +8,8 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 
 use super::binding::sha384;
 use super::rego::{Facts, Policy};
-use super::{AttestError, Attester, Clock, Evidence, RuntimeData, Verdict, Verifier, VerifyError};
+use super::{AttestError, Attester, Evidence, RuntimeData, Verdict, Verifier, VerifyError};
+use crate::os::clock::Clock;
 
 /// Whether `tee` names a TEE that proves nothing.
 pub fn is_sample_tee(tee: &str) -> bool {
@@ -127,7 +128,7 @@ impl Verifier for SampleVerifier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attest::SystemClock;
+    use crate::os::clock::SystemClock;
 
     fn verifier(allow: bool) -> SampleVerifier {
         SampleVerifier::new(allow, vec![], Arc::new(SystemClock))

@@ -332,15 +332,15 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
 }
 
 fn administrator() -> Result<(), Failure> {
-    if daemon::may_administer_network() { Ok(()) } else { Err(apply::ApplyError::Privilege.into()) }
+    if tng::os::privileges::may_administer_network() { Ok(()) } else { Err(apply::ApplyError::Privilege.into()) }
 }
 
 /// The data plane's user: as asked, else `tng` where the package made it, else root.
 fn owner_uid(owner: Option<&str>) -> Result<u32, Failure> {
     match owner {
-        Some(name) => daemon::find_user(name)
+        Some(name) => tng::os::privileges::find_user(name)
             .map(|(uid, _)| uid.as_raw())
             .map_err(|e| Failure { status: 67, message: format!("{e} [{}]", e.reason()) }),
-        None => Ok(daemon::find_user("tng").map_or(0, |(uid, _)| uid.as_raw())),
+        None => Ok(tng::os::privileges::find_user("tng").map_or(0, |(uid, _)| uid.as_raw())),
     }
 }

@@ -11,7 +11,7 @@ use crate::config::{Config, Diagnostic, Mode, Severity, Side, with_paths};
 
 /// Of a good configuration.
 pub fn warnings(config: &Config) -> Vec<Diagnostic> {
-    let uid = crate::daemon::find_user("tng").ok().map(|(uid, _)| uid.as_raw());
+    let uid = crate::os::privileges::find_user("tng").ok().map(|(uid, _)| uid.as_raw());
     let mut found = PolicyRules::of_this_host().map_or_else(Vec::new, |rules| marks(config, &rules, uid));
     found.extend(own_addresses(config, &addresses()));
     found

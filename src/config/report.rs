@@ -83,7 +83,7 @@ fn render_all(
     on_host: impl Fn(&Config) -> Vec<Diagnostic>,
 ) -> Output {
     let mut diagnostics = Vec::new();
-    let user = crate::daemon::find_user("tng").ok().map(|(uid, gid)| (uid.as_raw(), gid.as_raw()));
+    let user = crate::os::privileges::find_user("tng").ok().map(|(uid, gid)| (uid.as_raw(), gid.as_raw()));
     for (file, result) in results {
         // A draft is not where the daemon will read it.
         if let Some(user) = user.filter(|_| file.parent() == Some(&config_dir())) {

@@ -2,7 +2,7 @@
 //! the service manager (sd_notify(3)).
 //!
 //! Privileges over time: the configuration is read and listeners are bound with what the caller had; then everything
-//! but CAP_NET_RAW is given up ([`give_up`](super::give_up)), and so is all of the file system that serving does not
+//! but CAP_NET_RAW is given up ([`give_up`](crate::os::privileges::give_up)), and so is all of the file system that serving does not
 //! need ([`confine`](super::confine)); only then the runtime and its threads exist.
 
 use std::io;
@@ -26,11 +26,11 @@ use super::start::{self, Problem, Refused, Sockets, prepare, refuse_all};
 use super::status_line::status_line;
 use super::takeover;
 use super::{
-    BoundListener, ConfinementView, ControlState, DataPlane, DataPlaneError, Paths, PrivilegeError, State, find_user,
-    give_up, raise_descriptor_limit, serve_control, start_logging,
+    BoundListener, ConfinementView, ControlState, DataPlane, DataPlaneError, Paths, State, serve_control, start_logging,
 };
 use crate::capture::allocation::AllocationError;
 use crate::config::{self, Config, InstanceName};
+use crate::os::privileges::{PrivilegeError, find_user, give_up, raise_descriptor_limit};
 use crate::os::{failpoint, sys};
 use crate::units::in_force::NotServed;
 

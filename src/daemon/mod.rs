@@ -39,7 +39,6 @@ pub mod supervisor;
 mod takeover;
 mod worker;
 
-pub use crate::os::privileges::{PrivilegeError, find_user, give_up, may_administer_network, raise_descriptor_limit};
 pub use connections::{ConnState, Connection, Connections};
 pub use control::{ControlError, ControlState, serve as serve_control};
 pub use dataplane::{DataPlane, DrainOutcome, TunnelFactory};

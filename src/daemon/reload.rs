@@ -9,15 +9,16 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::Paths;
 use super::handoff::{self, Answer, Request};
 use super::listeners::{self, ListenerError};
-use super::{Paths, find_user};
 use crate::capture::allocation::{AllocationError, Allocations, InstanceSlots, Locked, port_is_free};
 use crate::capture::apply::{self, ApplyError};
 use crate::capture::cgroups;
 use crate::capture::guard::{self, GuardError};
 use crate::capture::plan::RulesPlan;
 use crate::config::{self, Config, InstanceName};
+use crate::os::privileges::find_user;
 use crate::units::{in_force, prepare};
 
 /// Why the old configuration goes on.

@@ -17,9 +17,9 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Gid, Pid, Uid};
 
+use super::Paths;
 use super::narrowing::Covering;
 use super::reload::{self, ReloadError};
-use super::{Paths, PrivilegeError, find_user, may_administer_network};
 use crate::capture::allocation::{AllocationError, Allocations, InstanceSlots};
 use crate::capture::apply::{self, ApplyError};
 use crate::capture::cgroups;
@@ -27,6 +27,7 @@ use crate::capture::fdstore::FdStore;
 use crate::capture::guard::{Guard, GuardError};
 use crate::capture::plan::RulesPlan;
 use crate::config::{self, Config, InstanceName, Mode, OnStop};
+use crate::os::privileges::{PrivilegeError, find_user, may_administer_network};
 
 /// How long the child may take beyond its own drain deadline.
 const STOP_GRACE: Duration = Duration::from_secs(5);

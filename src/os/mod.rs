@@ -1,8 +1,8 @@
 //! What tng asks of the operating system: system calls, other programs, users and capabilities, the clock.
 
-pub(crate) mod clock;
+pub mod clock;
 pub mod failpoint;
-pub(crate) mod privileges;
+pub mod privileges;
 pub mod process;
 #[allow(unsafe_code)]
 pub mod sys;

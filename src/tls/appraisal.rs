@@ -10,8 +10,9 @@ use super::peer::{self, PeerCertificate};
 use super::session::{BoundSession, Sessions};
 use super::status::VerifyStatus;
 use super::{ChannelError, providers};
-use crate::attest::{Appraised, CacheKey, Clock, Credential, Verdict, VerdictCache, Verifier, VerifyError};
+use crate::attest::{Appraised, CacheKey, Credential, Verdict, VerdictCache, Verifier, VerifyError};
 use crate::config::{Endpoint, Model, Verify};
+use crate::os::clock::Clock;
 
 /// Verdicts kept by one endpoint.
 const CACHE_CAPACITY: usize = 1024;

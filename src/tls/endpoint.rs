@@ -22,8 +22,9 @@ use super::snapshot::Snapshot;
 use super::standing::{Standing, Standings};
 use super::status::{AttestStatus, FailureStatus, Ledger, TlsStatus, unix};
 use super::{Alpn, Channel, ChannelError, Peer, PeerError, config, providers};
-use crate::attest::{Appraised, Clock, SystemClock};
+use crate::attest::Appraised;
 use crate::config::{Attest, Endpoint, Verify};
+use crate::os::clock::{Clock, SystemClock};
 
 /// TLS and attestation of one endpoint: made once, shared by all its connections.
 pub struct EndpointTls {

@@ -14,7 +14,8 @@ use tokio::time::Instant;
 
 use super::certificate::{self, Doubt, Made};
 use super::standing::spread;
-use crate::attest::{AttestError, Attester, Clock};
+use crate::attest::{AttestError, Attester};
+use crate::os::clock::Clock;
 
 /// First pause after a failure; doubled up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(250);

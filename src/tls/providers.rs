@@ -7,10 +7,11 @@ use super::endpoint::setup;
 use crate::attest::host::{DirectAttester, HelperAttester};
 use crate::attest::rego::Policy;
 use crate::attest::{
-    AaAttester, AsVerifier, AsrAttester, Attester, BuiltinVerifier, Clock, PassportAttester, SampleAttester,
-    SampleVerifier, TimedAttester, TokenVerifier, Verifier,
+    AaAttester, AsVerifier, AsrAttester, Attester, BuiltinVerifier, PassportAttester, SampleAttester, SampleVerifier,
+    TimedAttester, TokenVerifier, Verifier,
 };
 use crate::config::{Attest, AttestProvider, DEFAULT_INGRESS_MARK, Endpoint, Mark, Mode, Side, Verify, VerifyProvider};
+use crate::os::clock::Clock;
 
 /// The attester of `endpoint`.
 pub(super) fn attester(

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::known::{Condition, Counts, Fate, Shared};
 use super::standing::{InForce, Shown, Withdrawn, spread};
 use super::{ChannelError, PeerError};
-use crate::attest::Clock;
+use crate::os::clock::Clock;
 
 /// The longest lead before a verdict's end at which renewal begins. Shorter verdicts: a quarter of their life.
 const MAX_LEAD: Duration = Duration::from_secs(120);

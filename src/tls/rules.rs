@@ -16,8 +16,9 @@ use super::snapshot::Snapshot;
 use super::standing::{Entry, Judge, Shown, Standing, Standings};
 use super::status::TlsStatus;
 use super::{Alpn, ChannelError, PeerError, peer};
-use crate::attest::{Appraised, Clock, Verdict, VerifyError};
+use crate::attest::{Appraised, Verdict, VerifyError};
 use crate::config::{Ra, Verify};
+use crate::os::clock::Clock;
 
 /// Peers of an endpoint that verifies nobody stand under one of these; no hash of anything real is so.
 const NOBODY: [u8; 32] = [0; 32];

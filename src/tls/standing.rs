@@ -18,7 +18,8 @@ use super::known::{Counts, Shared};
 use super::reappraise::Watch;
 use super::rules::Settings;
 use super::session::BoundSession;
-use crate::attest::{Clock, Verdict};
+use crate::attest::Verdict;
+use crate::os::clock::Clock;
 
 /// Slug of a verdict that ended while nobody answered.
 const EXPIRED_REASON: &str = "verdict-expired";

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use super::UnitError;
 use crate::capture::allocation::write_atomically;
 use crate::config::{self, Config, InstanceName};
-use crate::daemon::{Paths, find_user};
+use crate::daemon::Paths;
+use crate::os::privileges::find_user;
 
 /// The data plane's user.
 pub const USER: &str = "tng";

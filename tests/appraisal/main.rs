@@ -14,10 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fakes::as_rest::{FakeAs, Mode, Serves};
-use tng::attest::{
-    AsVerifier, Attester, Clock, Evidence, RuntimeData, SampleAttester, SystemClock, Verdict, Verifier, VerifyError,
-};
+use tng::attest::{AsVerifier, Attester, Evidence, RuntimeData, SampleAttester, Verdict, Verifier, VerifyError};
 use tng::config::*;
+use tng::os::clock::{Clock, SystemClock};
 
 const AFFIRMING: Mode = Mode::Status("affirming");
 

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tng::attest::SystemClock;
 use tng::config::*;
 use tng::daemon::{BoundListener, ConnectionView, DataPlane, DataPlaneError};
+use tng::os::clock::SystemClock;
 use tng::relay::TunnelSide;
 use tng::tls::EndpointTls;
 use tokio::net::TcpStream;

@@ -62,7 +62,7 @@ pub fn endpoint_within(ra: Ra, handshake_timeout: Duration) -> Arc<EndpointTls> 
 
 /// An endpoint with these roles that speaks RATS-TLS alone.
 pub fn rats_tls(ra: Ra) -> Arc<EndpointTls> {
-    EndpointTls::rats_tls_only(&config(ra, Duration::from_secs(5)), Arc::new(tng::attest::SystemClock)).unwrap()
+    EndpointTls::rats_tls_only(&config(ra, Duration::from_secs(5)), Arc::new(tng::os::clock::SystemClock)).unwrap()
 }
 
 /// These roles, with peers that cannot bind their evidence to the session refused.

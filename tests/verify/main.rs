@@ -94,7 +94,7 @@ pub fn endpoint(ra: Ra) -> Arc<EndpointTls> {
 
 /// The same that speaks RATS-TLS alone.
 pub fn rats_tls(ra: Ra) -> Arc<EndpointTls> {
-    EndpointTls::rats_tls_only(&common::config(ra, PATIENT), Arc::new(tng::attest::SystemClock)).unwrap()
+    EndpointTls::rats_tls_only(&common::config(ra, PATIENT), Arc::new(tng::os::clock::SystemClock)).unwrap()
 }
 
 /// An egress: accepts, appraises, and reads what comes until the end.

@@ -24,9 +24,10 @@ use async_trait::async_trait;
 
 use super::binding::sha384;
 use super::rego::{Facts, Policy};
-use super::{Clock, Evidence, RuntimeData, Verdict, Verifier, VerifyError};
+use super::{Evidence, RuntimeData, Verdict, Verifier, VerifyError};
 use crate::config::{Builtin, Mark, Reference, Seen};
 use crate::os::clock;
+use crate::os::clock::Clock;
 
 pub(in crate::attest) use cert_table::guids;
 pub use collateral::{dates as collateral_dates, problem as collateral_problem};

@@ -19,9 +19,10 @@ use super::collateral::Collateral;
 use super::store::{CollateralStatus, Platform, Store};
 use super::{BuiltinError, Finding, Look};
 use crate::attest::binding::sha384;
-use crate::attest::{Clock, x509};
+use crate::attest::x509;
 use crate::config::Seen;
 use crate::os::clock;
+use crate::os::clock::Clock;
 
 /// Intel's SGX Root CA, which TDX has too; README.md beside it says where it is from.
 const ROOT: &[u8] = include_bytes!("intel/sgx-root-ca.pem");

@@ -14,8 +14,8 @@ use super::amd::{self, Root};
 use super::fetch::Fetcher;
 use super::snp_report::{Report, Tcb};
 use super::{BuiltinError, Finding, Look, cert_table};
-use crate::attest::Clock;
 use crate::config::Seen;
+use crate::os::clock::Clock;
 
 /// Certificates of chips kept that the key distribution service gave.
 const MAX_KEPT: usize = 256;

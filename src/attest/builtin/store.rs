@@ -10,8 +10,8 @@ use dcap_qvl::config::PckCa;
 use super::collateral::Collateral;
 use super::fetch::Fetcher;
 use super::{BuiltinError, pccs};
-use crate::attest::Clock;
 use crate::os::clock;
+use crate::os::clock::Clock;
 
 /// Platform families kept.
 const MAX_KEPT: usize = 64;

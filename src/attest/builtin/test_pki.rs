@@ -19,7 +19,7 @@ use serde_json::json;
 
 use super::amd::Root;
 use super::snp_report::{LEN, SIGNED};
-use crate::attest::Clock;
+use crate::os::clock::Clock;
 use crate::os::clock::from_unix;
 
 /// 2026-01-01T00:00:00Z, within everything made here.

@@ -13,10 +13,11 @@ use super::request::{Ask, Token};
 use super::transport::Headers;
 use crate::attest::anchors::Anchors;
 use crate::attest::{
-    Clock, Evidence, LatencyStatus, RuntimeData, TOKEN_LEEWAY, TokenIssuer, Verdict, Verifier, VerifyError,
-    is_sample_tee, token,
+    Evidence, LatencyStatus, RuntimeData, TOKEN_LEEWAY, TokenIssuer, Verdict, Verifier, VerifyError, is_sample_tee,
+    token,
 };
 use crate::config::{AsKind, AsService, Mark, Verify};
+use crate::os::clock::Clock;
 
 /// A verifier that asks an Attestation Service.
 pub struct AsVerifier {

@@ -10,13 +10,14 @@ use nix::unistd::{Uid, User};
 
 use super::agent;
 use super::trial::{self, Trial, Tried};
-use crate::attest::{AsSeen, AsVerifier, AsrAttester, AttestError, SystemClock, VerifyError};
+use crate::attest::{AsSeen, AsVerifier, AsrAttester, AttestError, VerifyError};
 use crate::capture::nft::{self, NftError};
 use crate::capture::plan::{capture_table_name, guard_table_name};
 use crate::capture::{guard, observe, routes};
 use crate::config::{self, AsService, DEFAULT_INGRESS_MARK, InstanceName, Verify};
 use crate::ctl::client;
 use crate::daemon::{Paths, StatusReport, netns_inode};
+use crate::os::clock::SystemClock;
 use crate::os::process;
 pub use crate::os::process::Ran;
 

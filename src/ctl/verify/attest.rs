@@ -8,9 +8,10 @@ use super::report::{AppraiserView, Outcome, Report};
 use super::save::Files;
 use super::view::{EvidenceView, TokenView};
 use super::{AttestOptions, BuiltinOptions, Style, block_on, explained, finish, reasons, reference};
-use crate::attest::{SystemClock, VerifyError};
+use crate::attest::VerifyError;
 use crate::config::{Verify, VerifyProvider};
 use crate::ctl::local::LocalAnswer;
+use crate::os::clock::SystemClock;
 use crate::tls::ChannelError;
 use crate::tls::probe::{self, OwnEvidence};
 

@@ -11,11 +11,10 @@ use super::report::{AppraiserView, Outcome, Report, TlsView};
 use super::save::{Files, pem};
 use super::view::{CertificateView, EvidenceView, TokenView};
 use super::{Style, VerifyOptions, block_on, explained, finish, reference};
-use crate::attest::{
-    Credential, EXPORTER, Look, NONCE, PUBKEY_HASH, RuntimeData, SystemClock, VerifyError, bound_devices, x509,
-};
+use crate::attest::{Credential, EXPORTER, Look, NONCE, PUBKEY_HASH, RuntimeData, VerifyError, bound_devices, x509};
 use crate::config::{Endpoint, Mark, Mode, VerifyProvider};
 use crate::ctl::local::LocalAnswer;
+use crate::os::clock::SystemClock;
 use crate::relay::{Dialer, MarkPolicy, Refusal, Source, Target, probe_mark};
 use crate::tls::probe::{Observation, Prober};
 use crate::tls::{Alpn, ChannelError, PeerError, SessionError};

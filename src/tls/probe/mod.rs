@@ -26,8 +26,9 @@ use super::endpoint::setup;
 use super::peer::PeerCertificate;
 use super::session::{Asker, BoundSession, Exchange, Proven, Prover, SessionError, Turn};
 use super::{Alpn, ChannelError, PeerError, bind, config, peer, providers};
-use crate::attest::{Attester, Clock, Credential, RuntimeData, Verdict};
+use crate::attest::{Attester, Credential, RuntimeData, Verdict};
 use crate::config::{Endpoint, Model, VerifyProvider};
+use crate::os::clock::Clock;
 
 pub use own::{OwnEvidence, attest};
 use showing::Showing;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use rcgen::{KeyPair, PublicKeyData};
 
 use super::showing::Showing;
-use crate::attest::{AttestError, Clock, Evidence, RuntimeData, Verdict, Verifier, VerifyError};
+use crate::attest::{AttestError, Evidence, RuntimeData, Verdict, Verifier, VerifyError};
 use crate::config::{Attest, Endpoint, Verify};
+use crate::os::clock::Clock;
 use crate::tls::endpoint::setup;
 use crate::tls::{ChannelError, providers};
 

@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
-use crate::attest::{AsVerifier, Clock, Evidence, RuntimeData, Verdict, Verifier, VerifyError};
+use crate::attest::{AsVerifier, Evidence, RuntimeData, Verdict, Verifier, VerifyError};
 use crate::config::{Endpoint, Verify, VerifyProvider};
+use crate::os::clock::Clock;
 use crate::tls::endpoint::setup;
 use crate::tls::{ChannelError, providers};
 
