@@ -6,13 +6,14 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
 
 use super::{Verdict, VerifyError};
 use crate::os::clock::Clock;
+use crate::os::lock::Lock;
 
 /// SHA-256 of the certificate and of the policy it was appraised under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -73,7 +74,7 @@ impl Drop for Landing {
     fn drop(&mut self) {
         let outcome = self.outcome.take().unwrap_or(Err(VerifyError::Internal));
         {
-            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut slots = self.slots.locked();
             // Not ours any more when the cache was cleared meanwhile.
             if matches!(slots.get(&self.key), Some(Slot::Flight(rx)) if rx.same_channel(&self.tell.subscribe())) {
                 match &outcome {
@@ -99,7 +100,7 @@ impl VerdictCache {
 
     /// Keeps a verdict that was made without the cache, unless an appraisal is under way.
     pub fn put(&self, key: CacheKey, found: Appraised) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.locked();
         let now = self.clock.now();
         let under_way = matches!(slots.get(&key), Some(Slot::Flight(_)));
         if !under_way && (slots.contains_key(&key) || make_room(&mut slots, self.capacity, now).is_ok()) {
@@ -109,13 +110,13 @@ impl VerdictCache {
 
     /// Forgets all verdicts. Appraisals under way answer those who wait, and are not kept.
     pub fn clear(&self) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.locked();
         slots.clear();
     }
 
     /// Forgets the verdict for `key`: the peer was refused since.
     pub fn forget(&self, key: &CacheKey) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.locked();
         if matches!(slots.get(key), Some(Slot::Ready(..))) {
             slots.remove(key);
         }
@@ -125,7 +126,7 @@ impl VerdictCache {
     /// way ends in. `None`: nothing, so it has to be.
     pub async fn known(&self, key: &CacheKey) -> Option<Outcome> {
         let flight = {
-            let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let slots = self.slots.locked();
             match slots.get(key)? {
                 Slot::Flight(flight) => flight.clone(),
                 ready => return ready.ready(self.clock.now()).map(|found| Ok(self.reused(found))),
@@ -141,7 +142,7 @@ impl VerdictCache {
         F: Future<Output = Result<Verdict, VerifyError>> + Send + 'static,
     {
         let flight = {
-            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut slots = self.slots.locked();
             let now = self.clock.now();
             let known = slots.get(&key);
             if let Some(found) = known.and_then(|slot| slot.ready(now)) {

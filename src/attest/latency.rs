@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::{AttestError, Attester, Credential, Evidence, RuntimeData, VerifyError};
+use crate::os::lock::Lock;
 
 /// Upper bounds of the histogram's buckets, seconds. An agent on the same host answers within milliseconds, a service
 /// that fetches collateral takes seconds, and no deadline in the configuration's reach is beyond a minute by default.
@@ -118,7 +119,7 @@ impl Latency {
 
     fn note(&self, took: Duration, ended: Ended) {
         tracing::trace!(outcome = ended.word(), took_ms = millis(took), "asked the {}", self.what);
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.locked();
         let histogram = kept.by.entry(ended).or_default();
         histogram.buckets[bucket(took)] += 1;
         histogram.sum += took;
@@ -127,7 +128,7 @@ impl Latency {
 
     /// What was measured so far.
     pub fn status(&self) -> LatencyStatus {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.kept.locked();
         let mut all = [0; BUCKETS];
         let mut sum = Duration::ZERO;
         for histogram in kept.by.values() {

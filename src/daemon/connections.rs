@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use crate::config::{EndpointName, Side};
@@ -10,6 +10,7 @@ use crate::relay::{ClientAddr, PeerAddr};
 use crate::tls::{Binding, Standing};
 
 use super::status::{ConnectionView, unix_seconds};
+use crate::os::lock::Lock;
 
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,13 +118,13 @@ impl Connections {
             out_of_tunnel: AtomicU64::new(0),
             state: AtomicU8::new(ConnState::Handshake as u8),
         });
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).insert(connection.id, connection.clone());
+        self.live.locked().insert(connection.id, connection.clone());
         connection
     }
 
     /// Removes one that ended.
     pub fn leave(&self, id: u64) {
-        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut live = self.live.locked();
         live.remove(&id);
         // After a burst the table's memory goes back too.
         if live.capacity() > 256 && live.len() * 8 < live.capacity() {
@@ -133,7 +134,7 @@ impl Connections {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.live.locked().len()
     }
 
     /// Whether there is none.
@@ -143,7 +144,7 @@ impl Connections {
 
     /// The oldest `limit` of them, oldest first.
     pub fn views(&self, limit: usize, draining: bool) -> Vec<ConnectionView> {
-        let mut all: Vec<_> = self.live.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let mut all: Vec<_> = self.live.locked().values().cloned().collect();
         all.sort_by_key(|c| c.id);
         all.iter().take(limit).map(|c| c.view(draining)).collect()
     }

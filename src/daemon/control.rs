@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dataplane::DataPlane;
 use super::status::{ConfinementView, State, StatusReport, unix_seconds};
+use crate::os::lock::Lock;
 
 /// Requests answered at once; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 32;
@@ -87,52 +88,52 @@ impl ControlState {
 
     /// The data plane runs.
     pub fn set_plane(&self, plane: Arc<DataPlane>) {
-        *self.plane.lock().unwrap_or_else(PoisonError::into_inner) = Some(plane);
+        *self.plane.locked() = Some(plane);
     }
 
     /// What confines the process.
     pub fn set_confinement(&self, confinement: ConfinementView) {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner).confinement = confinement;
+        self.life.locked().confinement = confinement;
     }
 
     /// The life cycle moved on.
     pub fn set_state(&self, state: State) {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner).state = state;
+        self.life.locked().state = state;
     }
 
     /// What is wrong, in words; shown while it is not empty, and `ready` then reads `degraded`.
     pub fn set_problems(&self, problems: Vec<String>) {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner).problems = problems;
+        self.life.locked().problems = problems;
     }
 
     /// The worker that does not answer the heartbeat, in words.
     pub fn set_worker_problem(&self, problem: Option<String>) {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner).worker_problem = problem;
+        self.life.locked().worker_problem = problem;
     }
 
     /// What [`ControlState::set_worker_problem`] said last.
     pub fn worker_problem(&self) -> Option<String> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner).worker_problem.clone()
+        self.life.locked().worker_problem.clone()
     }
 
     /// Where this API is not served although the configuration asks for it, in words. Nothing but a restart mends it.
     pub fn set_api_problem(&self, problem: Option<String>) {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner).api_problem = problem;
+        self.life.locked().api_problem = problem;
     }
 
     /// How the last reload failed, or `None` when it did not.
     pub fn set_reload_error(&self, error: Option<String>) {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner).last_reload_error = error;
+        self.life.locked().last_reload_error = error;
     }
 
     fn plane(&self) -> Option<Arc<DataPlane>> {
-        self.plane.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.plane.locked().clone()
     }
 
     /// The state as operators see it.
     pub fn state(&self) -> State {
         let problems = self.problems();
-        match self.life.lock().unwrap_or_else(PoisonError::into_inner).state {
+        match self.life.locked().state {
             State::Ready if !problems.is_empty() => State::Degraded,
             state => state,
         }
@@ -141,7 +142,7 @@ impl ControlState {
     /// What the life cycle and the data plane find wrong.
     fn problems(&self) -> Vec<String> {
         let mut all = {
-            let life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
+            let life = self.life.locked();
             life.problems.iter().chain(&life.worker_problem).chain(&life.api_problem).cloned().collect::<Vec<_>>()
         };
         all.extend(self.plane().map(|p| p.problems()).unwrap_or_default());
@@ -160,7 +161,7 @@ impl ControlState {
         let state = self.state();
         let plane = self.plane();
         let problems = self.problems();
-        let life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
+        let life = self.life.locked();
         StatusReport {
             instance: self.instance.clone(),
             pid: std::process::id(),

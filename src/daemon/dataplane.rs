@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -31,6 +31,7 @@ use super::scraped::Reading;
 use super::stats::EndpointStats;
 use super::status::{ConnectionsReport, EndpointView, ListenerView, unix_seconds};
 use super::worker::{Listening, Worker};
+use crate::os::lock::Lock;
 
 /// How long aborted connections may take to write their records.
 const ABORT_GRACE: Duration = Duration::from_secs(2);
@@ -136,7 +137,7 @@ impl DataPlane {
         listeners: Vec<BoundListener>,
         lent: &HashSet<SocketAddr>,
     ) -> Result<(), DataPlaneError> {
-        let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.reloading.locked();
         let old = self.workers();
         let held = |listener: &BoundListener| {
             let worker = old.iter().find(|w| w.name == listener.endpoint)?;
@@ -188,7 +189,7 @@ impl DataPlane {
                 None => Worker::start(runtime, listeners),
             })
             .collect();
-        *self.workers.lock().unwrap_or_else(PoisonError::into_inner) = workers;
+        *self.workers.locked() = workers;
         self.config.store(Arc::new((config.clone(), SystemTime::now())));
         Ok(())
     }
@@ -244,7 +245,7 @@ impl DataPlane {
 
     /// Counters are kept by name, also of an endpoint that a reload removed and another brought back.
     fn stats_of(&self, endpoint: &Endpoint) -> Arc<EndpointStats> {
-        let mut all = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.stats.locked();
         if let Some(known) = all.iter().find(|s| s.name == endpoint.name && s.side == endpoint.side) {
             return known.clone();
         }
@@ -255,7 +256,7 @@ impl DataPlane {
 
     /// A number that moves with every connection and byte.
     pub(super) fn activity(&self) -> u64 {
-        let stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        let stats = self.stats.locked();
         stats
             .iter()
             .map(|s| s.counters())
@@ -263,7 +264,7 @@ impl DataPlane {
     }
 
     fn workers(&self) -> Vec<Arc<Worker>> {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.workers.locked().clone()
     }
 
     /// Duplicates of the listeners in use.

@@ -2,9 +2,10 @@
 //! kernel's listen queue and costs no descriptor.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
+use crate::os::lock::Lock;
 use tokio::sync::Notify;
 
 /// Counts open connections against a limit that a reload may change.
@@ -52,7 +53,7 @@ impl Gate {
     }
 
     fn note_reached(&self) {
-        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reached = self.reached.locked();
         let now = SystemTime::now();
         if reached.since.is_none() {
             reached.since = Some(now);
@@ -63,7 +64,7 @@ impl Gate {
 
     /// A place was had by who waits for all others: the limit is reached no longer.
     pub fn left(&self) {
-        self.reached.lock().unwrap_or_else(PoisonError::into_inner).since = None;
+        self.reached.locked().since = None;
     }
 
     /// Places taken now.
@@ -88,7 +89,7 @@ impl Gate {
 
     /// When the limit was reached.
     pub fn reached(&self) -> Reached {
-        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reached = self.reached.locked();
         if self.open() < self.limit.load(Ordering::Relaxed) {
             reached.since = None;
         }

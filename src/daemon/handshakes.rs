@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::socket::{MsgFlags, recv};
@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::gate::{Gate, Permit};
+use crate::os::lock::Lock;
 use crate::relay::{ClientAddr, Refusal};
 
 /// Connections of all stages at once. More wait in the listen queue.
@@ -82,7 +83,7 @@ struct Stay<'a> {
 
 impl Drop for Stay<'_> {
     fn drop(&mut self) {
-        let mut sources = self.handshakes.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sources = self.handshakes.sources.locked();
         if let Some(known) = sources.get_mut(&self.source) {
             known.connections -= 1;
             if known.connections == 0 {
@@ -122,7 +123,7 @@ impl Handshakes {
 
     fn stay(&self, source: IpAddr) -> Result<Stay<'_>, Refusal> {
         let is_admitted = self.is_admitted(source);
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sources = self.sources.locked();
         let fresh = || Source { places: Arc::new(Semaphore::new(OF_ONE_SOURCE)), connections: 0 };
         let known = sources.entry(source).or_insert_with(fresh);
         let room = ARRIVALS.saturating_sub(self.arrivals.open());
@@ -135,7 +136,7 @@ impl Handshakes {
 
     /// The source with the most connections here, and how many.
     pub(super) fn busiest(&self) -> Option<(IpAddr, usize)> {
-        let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let sources = self.sources.locked();
         sources.iter().map(|(source, known)| (*source, known.connections)).max_by_key(|(_, connections)| *connections)
     }
 
@@ -144,7 +145,7 @@ impl Handshakes {
         let (own, all) = match self.is_admitted(source) {
             true => (None, &self.peers),
             false => {
-                let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+                let sources = self.sources.locked();
                 (sources.get(&source).map(|known| known.places.clone()), &self.strangers)
             }
         };
@@ -160,7 +161,7 @@ impl Handshakes {
     pub fn admit(&self, client: ClientAddr, until: Option<SystemTime>) {
         let lives = until.map_or(REMEMBERED, |until| until.duration_since(SystemTime::now()).unwrap_or_default());
         let end = Instant::now() + lives.min(Duration::from_secs(24 * 3600));
-        let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut admitted = self.admitted.locked();
         let source = source_of(client.0.ip());
         if admitted.len() >= ADMITTED && !admitted.contains_key(&source) {
             admitted.retain(|_, end| *end > Instant::now());
@@ -172,7 +173,7 @@ impl Handshakes {
     }
 
     fn is_admitted(&self, source: IpAddr) -> bool {
-        let admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        let admitted = self.admitted.locked();
         admitted.get(&source).is_some_and(|end| *end > Instant::now())
     }
 }

@@ -1,7 +1,7 @@
 //! Metrics of the kernel's own counts, which the guard writes down for the data plane.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -10,6 +10,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 
 use crate::capture::compile::{INJECTED, NOT_TCP, ON_WIRE, PORT_IN_USE, REFUSED};
 use crate::capture::counted::Counts;
+use crate::os::lock::Lock;
 
 /// A captured endpoint's name and side.
 pub type Captured = (String, String);
@@ -40,13 +41,13 @@ fn count(counts: &Counts, name: &str) -> u64 {
 impl KernelCounts {
     /// Replaces them. Nothing is shown where nothing was counted: without captures, and without a guard.
     pub fn set(&self, captured: Vec<Captured>, counts: Option<Counts>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (captured, counts.unwrap_or_default());
+        *self.0.locked() = (captured, counts.unwrap_or_default());
     }
 }
 
 impl Collector for KernelCounts {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let (captured, counts) = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (captured, counts) = self.0.locked().clone();
         if counts.is_empty() {
             return Ok(());
         }

@@ -8,7 +8,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -30,6 +30,7 @@ use super::{
 };
 use crate::capture::allocation::AllocationError;
 use crate::config::{self, Config, InstanceName};
+use crate::os::lock::Lock;
 use crate::os::privileges::{PrivilegeError, find_user, give_up, raise_descriptor_limit};
 use crate::os::{failpoint, sys};
 use crate::units::in_force::NotServed;
@@ -335,7 +336,7 @@ impl Life {
             State::Starting | State::Stopped | State::Degraded => {}
         }
         notify(&notes);
-        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+        *self.status.locked() = status;
     }
 
     fn status_line(&self) -> String {
@@ -355,7 +356,7 @@ impl Life {
         self.serve_if_possible_now();
         // Evidence or a worker may have failed or come back since.
         let line = self.status_line();
-        let mut told = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.status.locked();
         if *told != line {
             notify(&[NotifyState::Status(&line)]);
             *told = line;

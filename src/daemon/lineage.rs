@@ -1,11 +1,12 @@
 //! Whose place an endpoint takes in a reload: its predecessor's open connections are judged by its rules from then on.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::endpoint::EndpointRuntime;
 use super::worker::Listening;
 use crate::config::{Endpoint, EndpointName, Side};
+use crate::os::lock::Lock;
 use crate::relay::TunnelSide;
 use crate::tls::WeakStandings;
 
@@ -53,7 +54,7 @@ pub(super) struct Lineage(Mutex<Vec<Known>>);
 impl Lineage {
     /// `heirs` are all endpoints there are now. Who has no heir keeps the rules it had.
     pub(super) fn hand_over(&self, heirs: &[Heir]) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.locked();
         known.retain(|k| k.peers.upgrade().is_some());
         let mut now = Vec::new();
         for heir in heirs {

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -17,6 +17,7 @@ use prometheus_client::metrics::counter::Counter;
 use tracing::Dispatch;
 
 use super::log_event::CapturedEvent;
+use crate::os::lock::Lock;
 
 /// Records that wait at most: with a kilobyte each, 2 MiB.
 const WAITING: usize = 2048;
@@ -73,7 +74,7 @@ pub(super) fn start(direct: &Dispatch) {
     if QUEUE.started.swap(true, Ordering::AcqRel) {
         return;
     }
-    let Some(receiver) = QUEUE.receiver.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+    let Some(receiver) = QUEUE.receiver.locked().take() else { return };
     let direct = direct.clone();
     // Signals are for the threads that wait for them.
     let before = SigSet::thread_get_mask();

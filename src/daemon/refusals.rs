@@ -4,10 +4,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::SystemTime;
 
 use super::status::{PeerRefusals, RefusalView, unix_seconds};
+use crate::os::lock::Lock;
 
 /// Peers whose last refusal is kept; beyond it the one refused longest ago is forgotten.
 const MAX_PEERS: usize = 64;
@@ -35,7 +36,7 @@ impl Refusals {
             peer: peer.to_string(),
             detail: detail.chars().take(MAX_DETAIL).collect(),
         };
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.0.locked();
         *kept.by_reason.entry(reason).or_default() += 1;
         kept.last = Some(last.clone());
         let ip = peer.ip();
@@ -51,18 +52,18 @@ impl Refusals {
 
     /// The last one.
     pub fn last(&self) -> Option<RefusalView> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).last.clone()
+        self.0.locked().last.clone()
     }
 
     /// How many for each reason.
     pub fn by_reason(&self) -> BTreeMap<String, u64> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.0.locked();
         kept.by_reason.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect()
     }
 
     /// The last one of each peer, newest first.
     pub fn by_peer(&self) -> Vec<PeerRefusals> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.0.locked();
         let mut all: Vec<_> = kept.by_peer.values().cloned().collect();
         all.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
         all.into_iter().map(|(_, refusals)| refusals).collect()

@@ -3,7 +3,7 @@
 //! What has no value now (no evidence, no verdict in force) is absent and not zero.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
@@ -13,6 +13,7 @@ use prometheus_client::registry::Unit;
 use serde_json::Value;
 
 use crate::attest::{LATENCY_BOUNDS, LatencyStatus};
+use crate::os::lock::Lock;
 
 /// Name and help of a histogram, and where a tunnel's status has it, by what was asked for.
 type Asked = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
@@ -72,13 +73,13 @@ pub struct Scraped(Arc<Mutex<Vec<Reading>>>);
 impl Scraped {
     /// Replaces it: an endpoint that is gone has no metrics here.
     pub fn set(&self, readings: Vec<Reading>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = readings;
+        *self.0.locked() = readings;
     }
 }
 
 impl Collector for Scraped {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let readings = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let readings = self.0.locked().clone();
         for (name, help, value) in AGES {
             let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
             for reading in &readings {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use crate::config::{EndpointName, Side};
@@ -13,6 +13,7 @@ use crate::tls::{Binding, CurrentVerdict};
 use super::metrics::{EndpointMetrics, Metrics};
 use super::refusals::Refusals;
 use super::status::{Counters, VerdictView};
+use crate::os::lock::Lock;
 
 /// Peers whose last verdict is kept; beyond it the one seen longest ago is forgotten.
 const MAX_PEERS: usize = 64;
@@ -75,7 +76,7 @@ impl EndpointStats {
 
     /// The peer's appraisal ended well.
     pub fn note_verdict(&self, peer: PeerAddr, verdict: CurrentVerdict, binding: Binding) {
-        let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut verdicts = self.verdicts.locked();
         if verdicts.len() >= MAX_PEERS
             && !verdicts.contains_key(&peer.0.ip())
             && let Some(oldest) = verdicts.iter().min_by_key(|(_, (seen, ..))| *seen).map(|(ip, _)| *ip)
@@ -99,7 +100,7 @@ impl EndpointStats {
 
     /// Age of the oldest verdict that is in force, seconds.
     pub fn verdict_age(&self) -> Option<u64> {
-        let verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        let verdicts = self.verdicts.locked();
         let now = SystemTime::now();
         let made = verdicts.values().map(|(_, verdict, _)| verdict.load());
         let oldest = made.filter(|v| v.expires_at > now).map(|v| v.appraised_at).min()?;
@@ -108,7 +109,7 @@ impl EndpointStats {
 
     /// The last verdict of each peer, newest first.
     pub fn verdicts(&self) -> Vec<VerdictView> {
-        let verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        let verdicts = self.verdicts.locked();
         let mut seen: Vec<_> = verdicts.iter().collect();
         seen.sort_by_key(|(_, (seen, ..))| std::cmp::Reverse(*seen));
         let view = |(ip, (seen, verdict, binding)): (&IpAddr, &(SystemTime, CurrentVerdict, Binding))| {

@@ -3,8 +3,8 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
@@ -18,6 +18,7 @@ use super::{Paths, State, listeners};
 use crate::capture::allocation::{Allocations, InstanceSlots};
 use crate::config::{self, Config};
 use crate::os::failpoint;
+use crate::os::lock::Lock;
 use crate::units::in_force;
 
 /// Requests that may be coming in at once; there is one operator.
@@ -132,7 +133,7 @@ impl Life {
     /// Duplicates of all listeners that are here: served ones, and those on which everything is refused.
     fn listeners(&self) -> Result<Vec<(SocketAddr, TcpListener)>, String> {
         let served = self.plane.listeners().map_err(|e| e.to_string())?.into_iter().map(|l| (l.local, l.listener));
-        let refusing = self.refusing.lock().unwrap_or_else(PoisonError::into_inner);
+        let refusing = self.refusing.locked();
         Ok(served.chain(refusing.duplicates().map_err(|e| e.to_string())?).collect())
     }
 
@@ -154,7 +155,7 @@ impl Life {
         if matches!(failpoint::at("reload.daemon"), Some(failpoint::Action::Error)) {
             return Err("failpoint reload.daemon".to_owned());
         }
-        let mut store = self.fdstore.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut store = self.fdstore.locked();
         let taken = listeners::assemble(&specs, have).map_err(|e| e.to_string()).and_then(|assembled| {
             rest.extend(assembled.unused);
             self.plane.reload_beside(config, assembled.bound, store.units()).map_err(|e| e.to_string())
@@ -168,7 +169,7 @@ impl Life {
         }
         let (lent, ended): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(addr, _)| store.units().contains(addr));
         ended.iter().for_each(|(_, listener)| listeners::shut(listener));
-        self.refusing.lock().unwrap_or_else(PoisonError::into_inner).replace(lent, Why::Unused);
+        self.refusing.locked().replace(lent, Why::Unused);
         match self.plane.listeners() {
             Ok(served) => store.hold(&served),
             Err(error) => tracing::warn!(reason = "fdstore-failed", %error, "what a restart keeps is out of date"),

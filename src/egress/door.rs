@@ -4,7 +4,7 @@
 //! ACCEPT. Other peers have no message to wait for; for them the same happens after the handshake.
 
 use std::pin::Pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,6 +17,7 @@ use crate::relay::{ClientAddr, Refusal};
 use crate::tls::{ChannelError, Door};
 
 use super::Route;
+use crate::os::lock::Lock;
 
 /// What is left of a handshake's deadline for the answer to arrive, and at most this part of it.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -62,7 +63,7 @@ impl<'a> Entrance<'a> {
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept<'a>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.locked()
     }
 
     /// Its handshake runs; it counts among the handshakes until the peer is let in.

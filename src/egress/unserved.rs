@@ -1,7 +1,8 @@
 //! Services that could not be reached lately.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
+use crate::os::lock::Lock;
 use crate::relay::Target;
 
 /// Services remembered. A scan by an admitted peer must not fill the memory.
@@ -14,7 +15,7 @@ pub struct Unserved(Mutex<Vec<Target>>);
 impl Unserved {
     /// A connection to `target` was tried.
     pub fn note(&self, target: &Target, failed: bool) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.locked();
         let at = known.iter().position(|one| one == target);
         match (failed, at) {
             (false, Some(at)) => drop(known.swap_remove(at)),
@@ -30,7 +31,7 @@ impl Unserved {
 
     /// Whether the last connection to `target` failed, as far as is remembered.
     pub fn includes(&self, target: &Target) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(target)
+        self.0.locked().contains(target)
     }
 }
 

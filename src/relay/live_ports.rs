@@ -2,9 +2,10 @@
 //! carries the client's address never takes one of them: the kernel would then send the service's
 //! answers into, or reset, the client's other connection.
 
+use crate::os::lock::Lock;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Clients of which it is remembered how many tried ports were taken.
 const MAX_CLIENTS: usize = 4096;
@@ -23,13 +24,13 @@ pub struct LivePorts {
 impl LivePorts {
     /// Notes an accepted connection until the guard is dropped.
     pub fn enter(self: &Arc<Self>, client: SocketAddr) -> LivePort {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).insert(client);
+        self.live.locked().insert(client);
         LivePort { set: self.clone(), client }
     }
 
     /// Notes what became of a randomly picked port of the client's range.
     pub fn tried(&self, client: IpAddr, was_taken: bool) {
-        let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tried = self.tried.locked();
         if !was_taken && !tried.contains_key(&client) {
             return;
         }
@@ -45,13 +46,13 @@ impl LivePorts {
 
     /// Whether nine tenths of the client's range are in use.
     pub fn is_nearly_used_up(&self, client: IpAddr) -> bool {
-        let tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
+        let tried = self.tried.locked();
         tried.get(&client).is_some_and(|bits| bits.count_ones() >= NEARLY_ALL)
     }
 
     /// Whether a live outer connection comes from exactly this address and port.
     pub fn contains(&self, addr: SocketAddr) -> bool {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).contains(&addr)
+        self.live.locked().contains(&addr)
     }
 }
 
@@ -64,7 +65,7 @@ pub struct LivePort {
 
 impl Drop for LivePort {
     fn drop(&mut self) {
-        self.set.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.client);
+        self.set.live.locked().remove(&self.client);
     }
 }
 

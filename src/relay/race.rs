@@ -4,9 +4,10 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::os::lock::Lock;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::sleep;
@@ -58,7 +59,7 @@ pub(super) fn remember(name: &str, addrs: &[SocketAddr], answered: SocketAddr) {
     if addrs.iter().all(|addr| addr.is_ipv6() == answered.is_ipv6()) {
         return;
     }
-    let mut families = FAMILIES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut families = FAMILIES.locked();
     families.retain(|_, (_, since)| since.elapsed() < MEMORY);
     if families.len() < REMEMBERED || families.contains_key(name) {
         // The age of an entry is that of the first answer, so that the other family gets its chance again.
@@ -71,7 +72,7 @@ pub(super) fn remember(name: &str, addrs: &[SocketAddr], answered: SocketAddr) {
 
 /// Whether IPv6 is to be tried first for `name`, if it is known.
 pub(super) fn remembered(name: &str) -> Option<bool> {
-    let families = FAMILIES.lock().unwrap_or_else(PoisonError::into_inner);
+    let families = FAMILIES.locked();
     families.get(name).filter(|(_, since)| since.elapsed() < MEMORY).map(|(is_v6, _)| *is_v6)
 }
 

@@ -1,7 +1,7 @@
 //! What this side shows of itself: kept fresh in the background, never made while a handshake waits
 //! (unless the operator asks for new evidence in every handshake).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use rustls::SignatureScheme;
@@ -16,6 +16,7 @@ use super::certificate::{self, Doubt, Made};
 use super::standing::spread;
 use crate::attest::{AttestError, Attester};
 use crate::os::clock::Clock;
+use crate::os::lock::Lock;
 
 /// First pause after a failure; doubled up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
@@ -241,7 +242,7 @@ impl IdentityStore {
         let state = match self {
             Self::Plain(_) => return Condition { usable: true, ..Condition::default() },
             Self::Refreshed(r) => r.state.borrow().clone(),
-            Self::EachTime(e) => e.last.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            Self::EachTime(e) => e.last.locked().clone(),
         };
         let usable = match self {
             Self::EachTime(_) => state.failure.is_none(),
@@ -281,7 +282,7 @@ impl EachTime {
     async fn make(&self) -> Result<Arc<Fixed>, AttestError> {
         let (born, asked_at) = (Instant::now(), self.clock.now());
         let made = certificate::attested(&*self.attester, asked_at).await;
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.locked();
         match made {
             Ok(made) => {
                 let identity = Identity::new(&made, born, asked_at, Duration::ZERO);

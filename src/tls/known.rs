@@ -2,7 +2,7 @@
 //! that a new connection affirms cannot be ended at the same moment.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -12,6 +12,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::standing::{Closing, Withdrawn};
 use crate::attest::Verdict;
+use crate::os::lock::Lock;
 
 /// What became of peers with open connections, over all reloads.
 #[derive(Default)]
@@ -89,7 +90,7 @@ impl Shared {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.locked()
     }
 
     /// The verdict in force; one on nothing when nobody was verified.

@@ -5,7 +5,7 @@
 //! and one appraisal a period. It ends with the last of them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -20,6 +20,7 @@ use super::rules::Settings;
 use super::session::BoundSession;
 use crate::attest::Verdict;
 use crate::os::clock::Clock;
+use crate::os::lock::Lock;
 
 /// Slug of a verdict that ended while nobody answered.
 const EXPIRED_REASON: &str = "verdict-expired";
@@ -192,7 +193,7 @@ struct Home {
 
 impl Home {
     fn table(&self) -> MutexGuard<'_, HashMap<[u8; 32], Weak<Standing>>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.locked()
     }
 }
 

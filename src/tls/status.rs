@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::SystemTime;
 
 use serde::Serialize;
 
 use super::{ChannelError, CurrentVerdict};
 use crate::attest::{CollateralStatus, LatencyStatus, ServiceStatus, Verdict};
+use crate::os::lock::Lock;
 
 /// Peers and reasons kept.
 const MAX_PEERS: usize = 32;
@@ -198,7 +199,7 @@ pub(super) struct Ledger(Mutex<Kept>);
 
 impl Ledger {
     fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.locked()
     }
 
     pub fn established(&self, peer: Option<SocketAddr>, verdict: Option<CurrentVerdict>) {

@@ -4,7 +4,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,6 +16,7 @@ use super::{InForce, UnitError, in_force, manager};
 use crate::capture::allocation::Allocations;
 use crate::config::{self, OnStop};
 use crate::daemon::{Paths, fdstore, listeners, reload};
+use crate::os::lock::Lock;
 use crate::os::sys;
 
 /// How long the manager may take to read a notice.
@@ -38,7 +39,7 @@ pub fn service_started(paths: &Paths, file: &Path) -> Result<(), UnitError> {
     let asking = Arc::new(Mutex::new(true));
     end_with_main_process(asking.clone());
     let missing = reload::missing(paths, file)?;
-    *asking.lock().unwrap_or_else(PoisonError::into_inner) = false;
+    *asking.locked() = false;
     if missing.is_empty() {
         return let_go(paths, file);
     }
@@ -54,7 +55,7 @@ fn end_with_main_process(asking: Arc<Mutex<bool>>) {
     let Some(process) = pid.and_then(|pid| sys::pidfd_open(pid).ok()) else { return };
     std::thread::spawn(move || {
         let ended = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
-        let asking = asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let asking = asking.locked();
         if ended.is_ok() && *asking {
             std::process::exit(1);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use rustls::pki_types::CertificateDer;
@@ -16,6 +16,7 @@ use super::snp_report::{Report, Tcb};
 use super::{BuiltinError, Finding, Look, cert_table};
 use crate::config::Seen;
 use crate::os::clock::Clock;
+use crate::os::lock::Lock;
 
 /// Certificates of chips kept that the key distribution service gave.
 const MAX_KEPT: usize = 256;
@@ -140,7 +141,7 @@ impl Snp {
 
     /// Keeps what AMD's service gave and what then verified: its limit of requests is why.
     fn keep(&self, path: String, given: Vec<u8>) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.locked();
         if kept.len() >= MAX_KEPT && !kept.contains_key(&path) {
             kept.clear();
         }
@@ -148,7 +149,7 @@ impl Snp {
     }
 
     fn kept(&self, path: &str) -> Option<Vec<u8>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+        self.kept.locked().get(path).cloned()
     }
 
     /// The certificate at `path` of the service, from memory if it was there before.

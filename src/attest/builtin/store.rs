@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use dcap_qvl::config::PckCa;
@@ -12,6 +12,7 @@ use super::fetch::Fetcher;
 use super::{BuiltinError, pccs};
 use crate::os::clock;
 use crate::os::clock::Clock;
+use crate::os::lock::Lock;
 
 /// Platform families kept.
 const MAX_KEPT: usize = 64;
@@ -90,8 +91,8 @@ impl Store {
 
     /// What is at hand, if anything is.
     pub fn status(&self) -> Option<CollateralStatus> {
-        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = self.files.locked();
+        let kept = self.kept.locked();
         let dates = files.iter().map(|f| &f.collateral).chain(kept.values().map(|k| &k.collateral));
         let one = |c: &Arc<Collateral>| CollateralStatus { families: 1, issued: c.from, ends: c.until };
         dates.map(one).reduce(|a, b| CollateralStatus {
@@ -135,12 +136,12 @@ impl Store {
     }
 
     fn kept(&self, platform: &Platform) -> Option<Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(platform).cloned()
+        self.kept.locked().get(platform).cloned()
     }
 
     /// A file that was replaced is read again; one that cannot be read any more keeps its last content.
     fn in_files(&self, platform: &Platform) -> Option<Arc<Collateral>> {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = self.files.locked();
         for file in files.iter_mut() {
             let modified = std::fs::metadata(&file.path).and_then(|m| m.modified()).ok();
             if modified.is_some() && modified != file.modified {
@@ -168,7 +169,7 @@ impl Store {
                 outcome => {
                     let error = outcome.err().map(|e| e.to_string()).unwrap_or_else(|| "not valid now".into());
                     tracing::warn!(%error, "no new collateral; the former is used until it ends");
-                    if let Some(kept) = kept.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&platform) {
+                    if let Some(kept) = kept.locked().get_mut(&platform) {
                         kept.again = now + RETRY_AFTER;
                     }
                 }
@@ -178,7 +179,7 @@ impl Store {
 }
 
 fn keep(kept: &Mutex<HashMap<Platform, Kept>>, platform: &Platform, collateral: Arc<Collateral>, now: u64) {
-    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut kept = kept.locked();
     if kept.len() >= MAX_KEPT && !kept.contains_key(platform) {
         // The family whose collateral ends first.
         let first = kept.iter().min_by_key(|(_, k)| k.collateral.until).map(|(p, _)| p.clone());

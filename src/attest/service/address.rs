@@ -3,7 +3,7 @@
 mod look;
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use prost::Message;
@@ -17,6 +17,7 @@ use super::request::{Ask, Dialect, Refusal, Token, proto, token_of};
 use super::transport::Headers;
 use crate::attest::{AsStatus, VerifyError};
 use crate::config::AsKind;
+use crate::os::lock::Lock;
 use crate::relay::Dialer;
 
 /// First pause after a failure; it doubles with each further one.
@@ -300,7 +301,7 @@ impl Address {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Health> {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+        self.health.locked()
     }
 }
 

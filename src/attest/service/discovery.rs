@@ -1,7 +1,7 @@
 //! Trust anchors that are fetched: key sets at URLs, and what a service says about its own signer.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
@@ -13,6 +13,7 @@ use super::transport::{Headers, Roots, dialer, tls};
 use crate::attest::VerifyError;
 use crate::attest::anchors::Anchors;
 use crate::config::{AsKind, AsService, JwksSource, Mark};
+use crate::os::lock::Lock;
 
 /// How long fetched anchors are used.
 const TTL: Duration = Duration::from_secs(600);
@@ -107,7 +108,7 @@ impl Held {
 
 impl Kept {
     fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.locked()
     }
 
     /// Anchors as `need` has it: those at hand, or what `fetch` brings.

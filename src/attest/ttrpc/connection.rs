@@ -1,7 +1,7 @@
 //! One connection, shared by concurrent calls: each has its own stream id, answers come in any order.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use prost::Message;
@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use super::wire::{HEADER, Response, answer_header, request};
+use crate::os::lock::Lock;
 
 /// Calls at once on one connection; more wait.
 const MAX_CALLS: usize = 64;
@@ -44,7 +45,7 @@ struct Shared(Mutex<State>);
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.locked()
     }
 
     /// Ends the connection: everybody who waits learns why.

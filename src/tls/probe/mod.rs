@@ -6,7 +6,7 @@ mod own;
 mod showing;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -29,6 +29,7 @@ use super::{Alpn, ChannelError, PeerError, bind, config, peer, providers};
 use crate::attest::{Attester, Credential, RuntimeData, Verdict};
 use crate::config::{Endpoint, Model, VerifyProvider};
 use crate::os::clock::Clock;
+use crate::os::lock::Lock;
 
 pub use own::{OwnEvidence, attest};
 use showing::Showing;
@@ -249,7 +250,7 @@ struct Recorder(Mutex<Observation>);
 
 impl Recorder {
     fn lock(&self) -> MutexGuard<'_, Observation> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.locked()
     }
 }
 

@@ -1,12 +1,13 @@
 //! A verifier that lets its token be seen.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 
 use crate::attest::{AsVerifier, Evidence, RuntimeData, Verdict, Verifier, VerifyError};
 use crate::config::{Endpoint, Verify, VerifyProvider};
 use crate::os::clock::Clock;
+use crate::os::lock::Lock;
 use crate::tls::endpoint::setup;
 use crate::tls::{ChannelError, providers};
 
@@ -36,7 +37,7 @@ impl Showing {
 
     /// What the service gave, if one was asked.
     pub(super) fn token(&self) -> Option<String> {
-        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.token.locked().clone()
     }
 
     fn any(&self) -> &dyn Verifier {
@@ -52,7 +53,7 @@ impl Verifier for Showing {
     async fn appraise(&self, evidence: &Evidence, expected: &RuntimeData) -> Result<Verdict, VerifyError> {
         let Inner::Service(service) = &self.inner else { return self.any().appraise(evidence, expected).await };
         let (token, outcome) = service.appraise_showing(evidence, expected).await;
-        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = token;
+        *self.token.locked() = token;
         outcome
     }
     async fn check_token(&self, token: &str, expected: &RuntimeData) -> Result<Verdict, VerifyError> {

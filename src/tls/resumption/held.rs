@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustls::NamedGroup;
 use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue};
@@ -11,6 +11,7 @@ use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
 use super::{Of, stands};
+use crate::os::lock::Lock;
 use crate::tls::appraisal::Appraisal;
 
 /// Tickets in all. rustls keeps the server's certificates with each, 64 KiB at most and rarely a quarter of that, and
@@ -51,7 +52,7 @@ impl<V> Default for Held<V> {
 
 impl<V> Held<V> {
     fn table(&self) -> MutexGuard<'_, Table<V>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.locked()
     }
 
     /// The newest ticket for `place` that still stands, with what `stands` says. It is used once (RFC 8446,
@@ -167,7 +168,7 @@ impl Wallet {
 
     /// The tickets that came, and those that come, go there.
     pub fn settle(&self, there: Settled) {
-        let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut coming = self.coming.locked();
         if let Coming::Early(values) = &mut *coming {
             there.keep(std::mem::take(values));
         }
@@ -190,14 +191,14 @@ impl ClientSessionStore for Wallet {
         if self.got.fetch_add(1, Ordering::Relaxed) >= PER_CONNECTION {
             return;
         }
-        match &mut *self.coming.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &mut *self.coming.locked() {
             Coming::Early(values) => values.push(value),
             Coming::Late(there) => there.keep(vec![value]),
         }
     }
 
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        let ticket = self.show.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ticket = self.show.locked().take();
         if ticket.is_some() {
             self.asked.store(true, Ordering::Release);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use rustls::server::StoresServerSessions;
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::{Appraisal, Of, stands};
+use crate::os::lock::Lock;
 use crate::tls::identity::Fixed;
 use crate::tls::session::BoundSession;
 
@@ -89,12 +90,12 @@ impl Table {
 
 impl Issued {
     pub fn clear(&self) {
-        *self.table.lock().unwrap_or_else(PoisonError::into_inner) = Table::default();
+        *self.table.locked() = Table::default();
     }
 
     #[cfg(test)]
     pub fn len(&self) -> usize {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).by_name.len()
+        self.table.locked().by_name.len()
     }
 }
 
@@ -136,7 +137,7 @@ impl Desk {
 
     /// What the ticket that the client showed stands for, if it is of the connection with this label.
     pub fn taken(&self, label: &[u8]) -> Taken {
-        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = self.taken.locked();
         taken.iter().find(|(of, _)| of == label).map(|(_, session)| session.clone())
     }
 
@@ -147,7 +148,7 @@ impl Desk {
             return;
         }
         let shown = self.shown.as_ref().map(Arc::downgrade);
-        let mut table = self.issued.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.issued.table.locked();
         for (name, value) in pending {
             let ticket =
                 Ticket { value, label: self.label, of: of.clone(), shown: shown.clone(), born: Instant::now() };
@@ -157,7 +158,7 @@ impl Desk {
 
     /// The tickets that wait; no more are given.
     fn settle(&self) -> Pending {
-        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        let pending = self.pending.locked().take().unwrap_or_default();
         self.issued.pending.fetch_sub(pending.iter().map(|(_, value)| value.len()).sum(), Ordering::Relaxed);
         pending
     }
@@ -184,8 +185,8 @@ impl Drop for Desk {
 impl StoresServerSessions for Desk {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
         let value = Zeroizing::new(value);
-        let most = if self.taken.lock().unwrap_or_else(PoisonError::into_inner).is_empty() { PER_HANDSHAKE } else { 1 };
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = if self.taken.locked().is_empty() { PER_HANDSHAKE } else { 1 };
+        let mut pending = self.pending.locked();
         let Some(pending) = pending.as_mut().filter(|pending| pending.len() < most) else { return false };
         let before = self.issued.pending.fetch_add(value.len(), Ordering::Relaxed);
         if before + value.len() > MAX_PENDING {
@@ -202,11 +203,11 @@ impl StoresServerSessions for Desk {
     }
 
     fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.taken.locked();
         if taken.len() >= MAX_TAKEN {
             return None;
         }
-        let mut ticket = self.issued.table.lock().unwrap_or_else(PoisonError::into_inner).remove(key)?;
+        let mut ticket = self.issued.table.locked().remove(key)?;
         taken.push((ticket.label, self.session_of(&ticket)?));
         // rustls takes it apart and drops it as it is.
         Some(std::mem::take(&mut *ticket.value))

@@ -4,7 +4,7 @@
 //! would have lasted, whatever was renewed since, and an attester for as long as its certificate's key.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::{Secret, SessionId};
 use crate::attest::Verdict;
+use crate::os::lock::Lock;
 use crate::tls::ChannelError;
 use crate::tls::peer::PeerCertificate;
 
@@ -94,7 +95,7 @@ impl Drop for Lead {
     fn drop(&mut self) {
         let outcome = self.outcome.take();
         {
-            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut slots = self.slots.locked();
             match &outcome {
                 Some(Ok(session)) if slots.generation == self.generation => {
                     slots.by_key.insert(self.key, Slot::Ready(session.clone()))
@@ -120,7 +121,7 @@ impl Sessions {
     pub async fn enter(&self, key: [u8; 32], now: impl Fn() -> SystemTime) -> Result<Turn, ChannelError> {
         loop {
             let mut flight = {
-                let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut slots = self.slots.locked();
                 match slots.by_key.get(&key) {
                     Some(Slot::Ready(session)) if session.lasts(now()) => {
                         return Ok(Turn::Resume(session.clone()));
@@ -148,7 +149,7 @@ impl Sessions {
 
     /// Keeps a session that was bound outside of a turn, unless an exchange is under way.
     pub fn put(&self, session: Arc<BoundSession>) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.locked();
         if matches!(slots.by_key.get(&session.key), Some(Slot::Ready(_))) {
             slots.by_key.insert(session.key, Slot::Ready(session));
         }
@@ -156,20 +157,20 @@ impl Sessions {
 
     /// Whether this is the session of its peer that new connections may refer to.
     pub fn holds(&self, session: &BoundSession) -> bool {
-        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let slots = self.slots.locked();
         matches!(slots.by_key.get(&session.key), Some(Slot::Ready(known)) if known.id == session.id)
     }
 
     /// Forgets all sessions; exchanges under way end as they will, and what they find is not kept.
     pub fn clear(&self) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.locked();
         slots.generation += 1;
         slots.by_key.retain(|_, slot| !matches!(slot, Slot::Ready(_)));
     }
 
     /// Forgets a session: its peer was refused since.
     pub fn forget(&self, session: &BoundSession) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.locked();
         if matches!(slots.by_key.get(&session.key), Some(Slot::Ready(known)) if known.id == session.id) {
             slots.by_key.remove(&session.key);
         }
@@ -211,7 +212,7 @@ impl Proven {
 
     /// Remembers a session; the oldest makes room.
     pub fn keep(&self, id: SessionId, secret: Secret) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.locked();
         if known.len() >= self.capacity {
             // Many at once, so that a full memory is not searched through for each connection.
             let mut ages: Vec<Instant> = known.values().map(|(born, _)| *born).collect();
@@ -225,7 +226,7 @@ impl Proven {
 
     /// The secret of a session.
     pub fn secret(&self, id: &SessionId) -> Option<Secret> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.locked();
         known.get(id).filter(|(born, _)| born.elapsed() < self.lifetime).map(|(_, secret)| secret.clone())
     }
 }
