@@ -9,7 +9,7 @@
 //! 5. [`tls`] and [`attest`]: the attested channel to the other side.
 //! 6. [`relay`]: bytes both ways, and the record the connection ends in.
 //!
-//! [`units`] is tng under systemd, which [`notify`] talks to. [`ctl`] is what `tngctl` prints, by [`output`]. [`os`] is what the kernel gives; `unsafe` lives in [`os::sys`] alone.
+//! [`instance`] is what an instance has between processes. [`units`] is tng under systemd, which [`notify`] talks to. [`ctl`] is what `tngctl` prints, by [`output`]. [`os`] is what the kernel gives; `unsafe` lives in [`os::sys`] alone.
 
 pub mod attest;
 pub mod capture;
@@ -18,6 +18,7 @@ pub mod ctl;
 pub mod daemon;
 pub mod egress;
 pub mod ingress;
+pub mod instance;
 pub mod notify;
 pub mod os;
 pub mod output;

@@ -4,19 +4,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The folders of `src/`, lowest first. Each imports those before it. Names joined by `+` stand at one level and may import each other.
-const ORDER: [&str; 11] =
-    ["os", "notify+output", "relay", "attest", "config", "tls", "ingress+egress", "capture", "daemon", "units", "ctl"];
+const ORDER: [&str; 12] = [
+    "os",
+    "notify+output",
+    "relay",
+    "attest",
+    "config",
+    "instance",
+    "tls",
+    "ingress+egress",
+    "capture",
+    "daemon",
+    "units",
+    "ctl",
+];
 
 /// What does not keep the order yet: who imports whom, and how many pairs of files do. It only shrinks.
-const DEBT: [(&str, &str, usize); 9] = [
+const DEBT: [(&str, &str, usize); 7] = [
     ("relay", "config", 2),
     ("relay", "tls", 10),
     ("relay", "daemon", 2),
     ("attest", "config", 23),
     ("ingress+egress", "daemon", 7),
-    ("capture", "daemon", 5),
-    ("capture", "units", 1),
-    ("daemon", "units", 6),
+    ("daemon", "units", 1),
     ("daemon", "ctl", 1),
 ];
 

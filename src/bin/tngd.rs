@@ -7,10 +7,12 @@ use tng::attest::host::HostProvider;
 use tng::attest::tpm::transport::TpmAddress;
 use tng::capture::{apply, on_host};
 use tng::config;
+use tng::daemon;
 use tng::daemon::evidence_command::{self, EvidenceOptions};
 use tng::daemon::guard_command::{self, GuardOptions};
 use tng::daemon::lifecycle::{self, ServeOptions};
-use tng::daemon::{self, Paths, supervisor};
+use tng::daemon::supervisor;
+use tng::instance::Paths;
 use tng::{output, units};
 
 /// Puts unmodified TCP applications behind attested TLS.

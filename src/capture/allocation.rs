@@ -5,9 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -16,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::marks::EndpointId;
 use super::plan::{CapturePlan, RulesPlan, listener_addrs};
 use crate::config::{Config, Endpoint, InstanceName, Mode, Netfilter, OnStop, PortRange, Side};
-use crate::daemon::Paths;
+use crate::instance::Paths;
+use crate::os::files::write_atomically;
 
 /// First port that is tried for a listener without `listen_port`.
 const FIRST_PORT: u16 = 40000;
@@ -144,17 +144,6 @@ impl Locked {
         };
         stored.map_err(|source| AllocationError::State { path: path.display().to_string(), source })
     }
-}
-
-/// Writes beside and renames: a reader or a crash sees the old file or the new one.
-pub fn write_atomically(path: &std::path::Path, bytes: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    let mut file = File::create(&beside)?;
-    // The data plane reads it, whatever the caller's umask.
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(beside, path)
 }
 
 impl Allocations {

@@ -4,16 +4,16 @@
 use std::io;
 use std::path::Path;
 
-use super::allocation::{AllocationError, Allocations, InstanceSlots, Locked, port_is_free, write_atomically};
+use super::allocation::{AllocationError, Allocations, InstanceSlots, Locked, port_is_free};
 use super::nft::{self, NftError};
 use super::plan::{RulesPlan, capture_table_name};
 use super::render;
 use super::routes::{self, Part, RouteError};
 use super::{cgroups, compile, observe, sockets};
 use crate::config::{self, Config, InstanceName, OnStop, Severity};
-use crate::daemon::Paths;
+use crate::instance::{Paths, in_force};
 use crate::os::failpoint;
-use crate::units;
+use crate::os::files::write_atomically;
 
 /// Why rules could not be applied or removed.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +86,7 @@ pub(crate) fn check_beside(paths: &Paths, allocations: &Allocations, config: &Co
     for source in allocations.sources_beside(&config.instance) {
         // What is in force counts, not what its file says by now. Where nobody recorded that (`tngd run`), the file is
         // the next best; one that is gone or broken cannot be compared.
-        let in_force = units::in_force::current(paths, source).map(|current| current.config);
+        let in_force = in_force::current(paths, source).map(|current| current.config);
         if let Some(other) = in_force.or_else(|| Some(config::load(source).ok()?.config)) {
             diagnostics.extend(config::conflicts_between(config, &other));
         }
@@ -111,7 +111,7 @@ fn record_slots(paths: &Paths, config: &Config, owner_uid: u32, alone: bool) -> 
     let lock = Locked::acquire(paths)?;
     let mut allocations = lock.load()?;
     if let Some(slots) =
-        allocations.get(&config.instance).filter(|_| !alone && units::in_force::is_up(paths, &config.instance))
+        allocations.get(&config.instance).filter(|_| !alone && in_force::is_up(paths, &config.instance))
     {
         // They are what the rules that are up were made of.
         return Ok(slots.clone());
@@ -119,7 +119,7 @@ fn record_slots(paths: &Paths, config: &Config, owner_uid: u32, alone: bool) -> 
     if alone {
         check_beside(paths, &allocations, config)?;
         // With a socket unit that is up the listeners are ours, and so the ports are not free.
-        if !units::in_force::is_up(paths, &config.instance) {
+        if !in_force::is_up(paths, &config.instance) {
             allocations.give_up_taken_ports(&config.instance, port_is_free);
         }
     }
@@ -154,7 +154,7 @@ pub fn release_ids_if_down(paths: &Paths, instance: &InstanceName) -> Result<(),
 
 fn release(paths: &Paths, instance: &InstanceName, also: impl FnOnce()) -> Result<(), ApplyError> {
     let lock = Locked::acquire(paths)?;
-    if !units::in_force::is_up(paths, instance) && !observe::table_exists(&capture_table_name(instance))? {
+    if !in_force::is_up(paths, instance) && !observe::table_exists(&capture_table_name(instance))? {
         let mut allocations = lock.load()?;
         allocations.release(instance);
         lock.store(&allocations)?;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::observe;
 use super::plan::{capture_table_name, guard_table_name};
 use crate::config::InstanceName;
-use crate::daemon::Paths;
+use crate::instance::Paths;
 
 /// What is older was left by a guard that was killed, and is shown no more.
 const MAX_AGE: Duration = Duration::from_secs(30);

@@ -19,7 +19,7 @@ use super::routes::{self, Part};
 use super::watch::Watch;
 use super::{compile, counted, observe};
 use crate::config::InstanceName;
-use crate::daemon::Paths;
+use crate::instance::Paths;
 
 /// Changes usually come in bursts; one look after the burst is enough, and still well within a second.
 const SETTLE: Duration = Duration::from_millis(50);

@@ -62,7 +62,7 @@ impl NftProcess {
     /// Runs `transaction` and reads the table back.
     pub(super) fn load(&mut self, transaction: &str, table: &str) -> Result<(), NftError> {
         let Some(file) = &self.file else { return Err(NftError::Refused("nft has no file to include".into())) };
-        super::allocation::write_atomically(file, transaction.as_bytes())?;
+        crate::os::files::write_atomically(file, transaction.as_bytes())?;
         let include = format!("include \"{}\"\n", file.display());
         self.run(&include, table)
     }

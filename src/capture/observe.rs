@@ -9,7 +9,7 @@ use super::cgroups;
 use super::nft::{self, NftError};
 use super::render::Present;
 use crate::config::InstanceName;
-use crate::daemon::Paths;
+use crate::instance::Paths;
 
 /// Whether the inet table is there.
 pub fn table_exists(table: &str) -> Result<bool, NftError> {

@@ -5,7 +5,8 @@ use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 
-use crate::daemon::{ConnectionsReport, State, StatusReport, netns_inode, unix_seconds};
+use crate::daemon::{ConnectionsReport, State, StatusReport, unix_seconds};
+use crate::instance::paths::netns_inode;
 
 use super::client::{CtlError, get};
 use super::instances::{Instance, find, runtime_dir};

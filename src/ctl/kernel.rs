@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::capture::plan::{capture_table_name, guard_table_name};
 use crate::capture::{counted, guard, nft, observe, routes};
 use crate::config::InstanceName;
-use crate::daemon::{Paths, StatusReport};
+use crate::daemon::StatusReport;
+use crate::instance::Paths;
 use crate::os::privileges::may_administer_network;
 
 /// The kernel's side of an instance that captures.

@@ -3,7 +3,8 @@
 use super::commands::{Answer, Exit};
 use crate::capture::{apply, on_host};
 use crate::config;
-use crate::daemon::{Paths, reload as daemon_reload};
+use crate::daemon::reload as daemon_reload;
+use crate::instance::Paths;
 use crate::os::privileges::{find_user, may_administer_network};
 
 /// Exit status for a configuration with errors (EX_CONFIG of sysexits.h).

@@ -7,9 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use super::Paths;
 use super::inherited::Inherited;
 use crate::config::Config;
+use crate::instance::Paths;
 
 /// Why such a socket is not there: which one, and what the kernel said.
 pub(super) type SocketError = (String, io::Error);

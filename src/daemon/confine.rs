@@ -14,9 +14,9 @@ use landlock::{
     RulesetStatus, Scope, make_bitflags, path_beneath_rules,
 };
 
-use super::Paths;
 use crate::attest::host::HostSource;
 use crate::config::{AttestProvider, Config, Endpoint, InstanceName, Report};
+use crate::instance::Paths;
 
 /// The newest interface whose rights were thought through here; a newer one could forbid what serving needs.
 const NEWEST: ABI = ABI::V6;

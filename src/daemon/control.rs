@@ -166,7 +166,7 @@ impl ControlState {
             instance: self.instance.clone(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            netns: super::netns_inode("self").unwrap_or(0),
+            netns: crate::instance::paths::netns_inode("self").unwrap_or(0),
             state,
             problems,
             config_path: self.config_path.clone(),

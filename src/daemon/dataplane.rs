@@ -26,11 +26,11 @@ use super::lineage::{Heir, Lineage};
 use super::listeners::BoundListener;
 use super::memory::give_memory_back;
 use super::metrics::Metrics;
-use super::paths::Paths;
 use super::scraped::Reading;
 use super::stats::EndpointStats;
 use super::status::{ConnectionsReport, EndpointView, ListenerView, unix_seconds};
 use super::worker::{Listening, Worker};
+use crate::instance::paths::Paths;
 use crate::os::lock::Lock;
 
 /// How long aborted connections may take to write their records.

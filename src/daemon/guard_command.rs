@@ -11,14 +11,14 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sd_notify::NotifyState;
 
-use super::Paths;
 use crate::capture::apply::{self, ApplyError};
 use crate::capture::fdstore::FdStore;
 use crate::capture::guard::{self, Guard, GuardError, Standing};
 use crate::capture::plan::RulesPlan;
 use crate::config::{self, Config, OnStop, Report};
+use crate::instance::Paths;
+use crate::instance::in_force;
 use crate::os::privileges::{PrivilegeError, find_user, may_administer_network};
-use crate::units::in_force;
 
 /// What the command line says.
 #[derive(Debug, Clone)]

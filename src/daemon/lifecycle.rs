@@ -26,14 +26,15 @@ use super::start::{self, Problem, Refused, Sockets, prepare, refuse_all};
 use super::status_line::status_line;
 use super::takeover;
 use super::{
-    BoundListener, ConfinementView, ControlState, DataPlane, DataPlaneError, Paths, State, serve_control, start_logging,
+    BoundListener, ConfinementView, ControlState, DataPlane, DataPlaneError, State, serve_control, start_logging,
 };
 use crate::capture::allocation::AllocationError;
 use crate::config::{self, Config, InstanceName};
+use crate::instance::Paths;
+use crate::instance::in_force::NotServed;
 use crate::os::lock::Lock;
 use crate::os::privileges::{PrivilegeError, find_user, give_up, raise_descriptor_limit};
 use crate::os::{failpoint, sys};
-use crate::units::in_force::NotServed;
 
 /// How often every worker must answer when no watchdog asks.
 const HEARTBEAT: Duration = Duration::from_secs(5);

@@ -7,11 +7,11 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use super::Paths;
 use super::reload::{self, ReloadError};
 use crate::capture::allocation::Locked;
 use crate::capture::apply;
 use crate::capture::plan::RulesPlan;
+use crate::instance::Paths;
 
 /// How often to ask whether the data plane serves. The thread that asks ends with `tngd run`.
 const LOOK: Duration = Duration::from_millis(50);

@@ -9,7 +9,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::Paths;
 use super::handoff::{self, Answer, Request};
 use super::listeners::{self, ListenerError};
 use crate::capture::allocation::{AllocationError, Allocations, InstanceSlots, Locked, port_is_free};
@@ -18,8 +17,10 @@ use crate::capture::cgroups;
 use crate::capture::guard::{self, GuardError};
 use crate::capture::plan::RulesPlan;
 use crate::config::{self, Config, InstanceName};
+use crate::instance::Paths;
+use crate::instance::in_force;
 use crate::os::privileges::find_user;
-use crate::units::{in_force, prepare};
+use crate::units::prepare;
 
 /// Why the old configuration goes on.
 #[derive(Debug, thiserror::Error)]
@@ -173,7 +174,8 @@ fn keep(paths: &Paths, instance: &InstanceName, text: &str, done: &mut Reloaded)
     if !in_force::is_up(paths, instance) {
         return; // `tngd run`
     }
-    let kept = in_force::record(paths, instance, text).and_then(|()| prepare::forget_problem(instance));
+    let forget = || prepare::forget_problem(instance).map_err(|e| e.to_string());
+    let kept = in_force::record(paths, instance, text).map_err(|e| e.to_string()).and_then(|()| forget());
     in_force::keep_as_last_good(instance, text);
     if let Err(e) = kept {
         done.warnings.push(format!("the configuration is in force, but could not be kept: {e}"));

@@ -6,14 +6,14 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
-use super::Paths;
 use super::fdstore::FdStore;
 use super::lifecycle::ServeError;
 use super::listeners::{self, Assembled};
 use super::refusing::Why;
 use crate::capture::allocation::Allocations;
 use crate::config::{self, Config};
-use crate::units::in_force;
+use crate::instance::Paths;
+use crate::instance::in_force;
 
 /// The file, and the sockets it asks for.
 pub(super) fn prepare(path: &Path, paths: &Paths, passed: Sockets) -> Result<(Config, Assembled), ServeError> {

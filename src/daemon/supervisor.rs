@@ -17,7 +17,6 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Gid, Pid, Uid};
 
-use super::Paths;
 use super::narrowing::Covering;
 use super::reload::{self, ReloadError};
 use crate::capture::allocation::{AllocationError, Allocations, InstanceSlots};
@@ -27,6 +26,7 @@ use crate::capture::fdstore::FdStore;
 use crate::capture::guard::{Guard, GuardError};
 use crate::capture::plan::RulesPlan;
 use crate::config::{self, Config, InstanceName, Mode, OnStop};
+use crate::instance::Paths;
 use crate::os::privileges::{PrivilegeError, find_user, may_administer_network};
 
 /// How long the child may take beyond its own drain deadline.

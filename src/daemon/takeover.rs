@@ -14,12 +14,13 @@ use super::handoff::{self, Answer, Request};
 use super::lifecycle::Life;
 use super::listeners::SocketOptions;
 use super::refusing::Why;
-use super::{Paths, State, listeners};
+use super::{State, listeners};
 use crate::capture::allocation::{Allocations, InstanceSlots};
 use crate::config::{self, Config};
+use crate::instance::Paths;
+use crate::instance::in_force;
 use crate::os::failpoint;
 use crate::os::lock::Lock;
-use crate::units::in_force;
 
 /// Requests that may be coming in at once; there is one operator.
 const MAX_REQUESTS: usize = 4;

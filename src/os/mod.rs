@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod failpoint;
+pub(crate) mod files;
 pub(crate) mod lock;
 pub mod privileges;
 pub mod process;

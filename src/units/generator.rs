@@ -9,11 +9,13 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use super::prepare::{listen_drop_in, problem_drop_in};
-use super::{drop_in, in_force, manager};
+use super::{drop_in, manager};
 use crate::capture::allocation::{Allocations, port_is_free};
 use crate::capture::order;
 use crate::config::{self, Config, InstanceName};
-use crate::daemon::{Paths, listeners};
+use crate::daemon::listeners;
+use crate::instance::Paths;
+use crate::instance::in_force;
 
 /// The name under which tngd is a generator.
 pub const PROGRAM: &str = "tng-generator";

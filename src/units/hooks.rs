@@ -12,10 +12,13 @@ use sd_notify::NotifyState;
 
 use super::manager::Condition;
 use super::net::let_go;
-use super::{InForce, UnitError, in_force, manager};
+use super::{UnitError, manager};
 use crate::capture::allocation::Allocations;
 use crate::config::{self, OnStop};
-use crate::daemon::{Paths, fdstore, listeners, reload};
+use crate::daemon::{fdstore, listeners, reload};
+use crate::instance::InForce;
+use crate::instance::Paths;
+use crate::instance::in_force;
 use crate::os::lock::Lock;
 use crate::os::sys;
 

@@ -2,22 +2,18 @@
 //!
 //! The units themselves are in `systemd/`. A start goes through this folder in this order: [`generator`] (at boot and at
 //! each daemon-reload) turns the files of `/etc/tng` into drop-ins; [`prepare`] is the socket unit's first step and sees
-//! to it that systemd knows the listeners of the file as it is now; [`in_force`] is what came of it; [`hooks`] are the
+//! to it that systemd knows the listeners of the file as it is now; [`crate::instance::in_force`] is what came of it; [`hooks`] are the
 //! steps of a stop.
 
 mod drop_in;
 pub mod generator;
 pub mod hooks;
-pub mod in_force;
 mod manager;
 mod net;
 pub mod prepare;
 
-pub use in_force::InForce;
 pub use net::{net_down, net_down_warning, net_up, service_starting, still_up};
 pub use prepare::prepare;
-
-use std::io;
 
 use crate::capture::allocation::AllocationError;
 use crate::capture::apply::ApplyError;
@@ -25,6 +21,7 @@ use crate::capture::guard::GuardError;
 use crate::config;
 use crate::daemon::listeners::ListenerError;
 use crate::daemon::reload::ReloadError;
+use crate::instance::in_force::FileError;
 
 /// Why a step of a unit failed.
 #[derive(Debug, thiserror::Error)]
@@ -45,13 +42,8 @@ pub enum UnitError {
     #[error(transparent)]
     Reload(#[from] ReloadError),
     /// A file that root keeps.
-    #[error("{path}: {source}")]
-    File {
-        /// The file.
-        path: String,
-        /// What went wrong.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// systemctl failed.
     #[error("systemctl {what}: {said}")]
     Manager {
@@ -83,7 +75,7 @@ impl UnitError {
             UnitError::Guard(e) => e.reason(),
             UnitError::Listener(e) => e.reason(),
             UnitError::Reload(e) => e.reason(),
-            UnitError::File { .. } => "state-unusable",
+            UnitError::File(e) => e.reason(),
             UnitError::Manager { .. } => "systemctl-failed",
             UnitError::Stale(_) => "drop-in-stale",
         }

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use super::{UnitError, in_force, manager, prepare};
+use super::{UnitError, manager, prepare};
 use crate::capture::allocation::Allocations;
 use crate::capture::plan::RulesPlan;
 use crate::capture::{apply, cgroups, guard};
 use crate::config::{self, Config};
-use crate::daemon::Paths;
 use crate::daemon::narrowing::Covering;
+use crate::instance::Paths;
+use crate::instance::in_force;
 
 /// Applies the rules of what is in force, where a socket unit has the instance's listeners open; else those of the file,
 /// or with `last_good`, when the file has errors, those of the configuration that was last up.

@@ -3,11 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{InForce, UnitError, drop_in, in_force, manager};
+use super::{UnitError, drop_in, manager};
 use crate::capture::allocation::InstanceSlots;
 use crate::capture::apply;
 use crate::config::{self, Config, InstanceName};
-use crate::daemon::{Paths, listeners};
+use crate::daemon::listeners;
+use crate::instance::InForce;
+use crate::instance::Paths;
+use crate::instance::in_force::{self, FileError};
 
 /// Where systemd has the generators write (systemd.generator(7)).
 const GENERATED: &str = "/run/systemd/generator";
@@ -18,7 +21,7 @@ const GENERATED: &str = "/run/systemd/generator";
 /// data plane refuses with the reason. Fails when there is none.
 pub fn prepare(paths: &Paths, path: &Path, owner_uid: u32) -> Result<(), UnitError> {
     let instance = config::instance_of(path)?;
-    paths.make_private_dir().map_err(|source| UnitError::File { path: paths.root().display().to_string(), source })?;
+    paths.make_private_dir().map_err(|source| FileError { path: paths.root().to_owned(), source })?;
     let taken = in_force::load(path).map_err(UnitError::from).and_then(|wanted| take(paths, wanted, owner_uid));
     let (config, slots) = match taken {
         Ok(taken) => taken,

@@ -11,10 +11,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::UnitError;
-use crate::capture::allocation::write_atomically;
+use super::Paths;
 use crate::config::{self, Config, InstanceName};
-use crate::daemon::Paths;
+use crate::os::files::write_atomically;
 use crate::os::privileges::find_user;
 
 /// The data plane's user.
@@ -24,6 +23,23 @@ pub const USER: &str = "tng";
 pub const STATE_DIR: &str = "/var/lib/tng";
 /// Names another directory instead, for tests.
 pub const STATE_DIR_ENV: &str = "TNG_STATE_DIR";
+
+/// A file that root keeps could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {source}", path = .path.display())]
+pub struct FileError {
+    /// The file.
+    pub path: PathBuf,
+    /// What went wrong.
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// Stable slug for logs and docs.
+    pub fn reason(&self) -> &'static str {
+        "state-unusable"
+    }
+}
 
 /// A configuration to act on, with the very text that made it.
 #[derive(Debug)]
@@ -126,7 +142,7 @@ pub enum NotServed {
 
 /// Records what is in force now, until [`Paths::remove_instance`]. The data plane's group may read it, as it may read
 /// the file itself.
-pub fn record(paths: &Paths, instance: &InstanceName, text: &str) -> Result<(), UnitError> {
+pub fn record(paths: &Paths, instance: &InstanceName, text: &str) -> Result<(), FileError> {
     let group = find_user(USER).ok().map(|(_, gid)| gid.as_raw());
     write_private(&paths.in_force(instance), text, group)?;
     let _ = std::fs::remove_file(paths.refused(instance));
@@ -134,7 +150,7 @@ pub fn record(paths: &Paths, instance: &InstanceName, text: &str) -> Result<(), 
 }
 
 /// Records that the file as it is now cannot be taken, and why.
-pub fn refuse(paths: &Paths, instance: &InstanceName, why: &str) -> Result<(), UnitError> {
+pub fn refuse(paths: &Paths, instance: &InstanceName, why: &str) -> Result<(), FileError> {
     tracing::error!(
         reason = "config-invalid",
         error = why,
@@ -142,7 +158,7 @@ pub fn refuse(paths: &Paths, instance: &InstanceName, why: &str) -> Result<(), U
     );
     let path = paths.refused(instance);
     let written = write_atomically(&path, why.as_bytes());
-    written.map_err(|source| UnitError::File { path: path.display().to_string(), source })
+    written.map_err(|source| FileError { path: path.to_owned(), source })
 }
 
 /// Keeps `text` as what to fall back on. Only what was applied may come here. Failing is no reason to serve nothing.
@@ -152,7 +168,7 @@ pub fn keep_as_last_good(instance: &InstanceName, text: &str) {
         return;
     }
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir());
-    let made = made.map_err(|source| UnitError::File { path: state_dir().display().to_string(), source });
+    let made = made.map_err(|source| FileError { path: state_dir(), source });
     if let Err(error) = made.and_then(|()| write_private(&path, text, None)) {
         tracing::error!(reason = error.reason(), %error, "a boot with a broken file would find an older configuration");
     }
@@ -172,7 +188,7 @@ fn last_good(instance: &InstanceName) -> PathBuf {
 }
 
 /// Beside and renamed, for root and one group at most: a configuration may hold credentials of an attestation service.
-fn write_private(path: &Path, text: &str, group: Option<u32>) -> Result<(), UnitError> {
+fn write_private(path: &Path, text: &str, group: Option<u32>) -> Result<(), FileError> {
     let write = || -> io::Result<()> {
         use std::io::Write;
         let beside = path.with_extension("toml.new");
@@ -186,5 +202,5 @@ fn write_private(path: &Path, text: &str, group: Option<u32>) -> Result<(), Unit
         file.sync_all()?;
         std::fs::rename(beside, path)
     };
-    write().map_err(|source| UnitError::File { path: path.display().to_string(), source })
+    write().map_err(|source| FileError { path: path.to_owned(), source })
 }
