@@ -2,24 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
 use crate::capture::plan::{capture_table_name, guard_table_name};
 use crate::capture::{counted, guard, nft, observe, routes};
 use crate::config::InstanceName;
-use crate::daemon::StatusReport;
+use crate::daemon::{KernelView, StatusReport};
 use crate::instance::Paths;
 use crate::os::privileges::may_administer_network;
-
-/// The kernel's side of an instance that captures.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct KernelView {
-    /// What is missing or changed, in words; empty when all is as applied.
-    pub problems: Vec<String>,
-    /// Packets by counter: `captured_NAME` (connections), `refused_NAME`; of the instance `refused` and its parts
-    /// `not_tcp`, `on_wire` and `injected`; the guard's as `guard_...`.
-    pub counters: BTreeMap<String, u64>,
-}
 
 /// Looks at the kernel, if the caller may and the instance captures.
 pub fn look(report: &StatusReport) -> Option<KernelView> {

@@ -18,6 +18,5 @@ pub use client::{CtlError, get};
 pub use commands::{Answer, Exit, Scope, connections, status, status_line};
 pub use completions::script as completions;
 pub use instances::{Instance, find, runtime_dir};
-pub use kernel::KernelView;
 pub use local::{LocalAnswer, check, reload, rules};
 pub use style::{Style, human_age, human_bytes};

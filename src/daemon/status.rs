@@ -71,10 +71,20 @@ pub struct StatusReport {
     pub confinement: ConfinementView,
     /// What `tngctl` as root saw in the kernel; the data plane itself may not look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kernel: Option<crate::ctl::KernelView>,
+    pub kernel: Option<KernelView>,
     /// Log records that were dropped because nobody read the log.
     #[serde(default)]
     pub log_records_lost: u64,
+}
+
+/// The kernel's side of an instance that captures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KernelView {
+    /// What is missing or changed, in words; empty when all is as applied.
+    pub problems: Vec<String>,
+    /// Packets by counter: `captured_NAME` (connections), `refused_NAME`; of the instance `refused` and its parts
+    /// `not_tcp`, `on_wire` and `injected`; the guard's as `guard_...`.
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// Walls around the data plane beside its lack of privileges.
