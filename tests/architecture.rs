@@ -78,9 +78,9 @@ fn code_of(text: &str) -> String {
             1 + hashes + 1 + raw[hashes + 1..].find(&close).expect("closed") + close.len()
         } else if rest.starts_with('"') {
             string_end(rest)
-        } else if rest.starts_with('\'') {
+        } else if let Some(quoted) = rest.strip_prefix('\'') {
             // A character, or a lifetime.
-            let mut chars = rest[1..].char_indices();
+            let mut chars = quoted.char_indices();
             match (chars.next(), chars.next()) {
                 (Some((_, '\\')), _) => 2 + rest[3..].find('\'').expect("closed") + 2,
                 (_, Some((e, '\''))) => e + 2,
