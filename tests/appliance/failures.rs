@@ -15,7 +15,7 @@ use super::wire::Wire;
 /// How long a crash loop goes on.
 const CRASH_LOOP: Duration = Duration::from_secs(5);
 /// Within this, a crashed data plane serves again: RestartSec, its start, a busy machine. Far below any timeout of a unit.
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(8);
 /// Within this, the guard puts back what a stranger removed; with room for a busy machine.
 const PUT_BACK: Duration = Duration::from_secs(5);
 
