@@ -5,10 +5,9 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use tng::capture::compile;
 use tng::capture::marks::EndpointId;
 use tng::capture::plan::{CapturePlan, RulesPlan};
-use tng::capture::render;
+use tng::capture::{compile, render};
 use tng::config::*;
 
 fn entry(to: Option<&str>, port: Option<(u16, u16)>) -> Match {

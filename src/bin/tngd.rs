@@ -6,14 +6,13 @@ use clap::{CommandFactory, Parser, Subcommand};
 use tng::attest::host::HostProvider;
 use tng::attest::tpm::transport::TpmAddress;
 use tng::capture::{apply, on_host};
-use tng::config;
-use tng::daemon;
 use tng::daemon::evidence_command::{self, EvidenceOptions};
 use tng::daemon::guard_command::{self, GuardOptions};
 use tng::daemon::lifecycle::{self, ServeOptions};
 use tng::daemon::supervisor;
 use tng::instance::Paths;
-use tng::{output, units};
+use tng::os::privileges::{find_user, may_administer_network};
+use tng::{config, daemon, output, units};
 
 /// Puts unmodified TCP applications behind attested TLS.
 #[derive(Parser)]
@@ -334,15 +333,15 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
 }
 
 fn administrator() -> Result<(), Failure> {
-    if tng::os::privileges::may_administer_network() { Ok(()) } else { Err(apply::ApplyError::Privilege.into()) }
+    if may_administer_network() { Ok(()) } else { Err(apply::ApplyError::Privilege.into()) }
 }
 
 /// The data plane's user: as asked, else `tng` where the package made it, else root.
 fn owner_uid(owner: Option<&str>) -> Result<u32, Failure> {
     match owner {
-        Some(name) => tng::os::privileges::find_user(name)
+        Some(name) => find_user(name)
             .map(|(uid, _)| uid.as_raw())
             .map_err(|e| Failure { status: 67, message: format!("{e} [{}]", e.reason()) }),
-        None => Ok(tng::os::privileges::find_user("tng").map_or(0, |(uid, _)| uid.as_raw())),
+        None => Ok(find_user("tng").map_or(0, |(uid, _)| uid.as_raw())),
     }
 }

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::nft::{self, NftError};
+use crate::os::files::write_atomically;
 use crate::os::sys;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -62,7 +63,7 @@ impl NftProcess {
     /// Runs `transaction` and reads the table back.
     pub(super) fn load(&mut self, transaction: &str, table: &str) -> Result<(), NftError> {
         let Some(file) = &self.file else { return Err(NftError::Refused("nft has no file to include".into())) };
-        crate::os::files::write_atomically(file, transaction.as_bytes())?;
+        write_atomically(file, transaction.as_bytes())?;
         let include = format!("include \"{}\"\n", file.display());
         self.run(&include, table)
     }

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use crate::os::lock::Lock;
 use tokio::sync::Notify;
+
+use crate::os::lock::Lock;
 
 /// Counts open connections against a limit that a reload may change.
 #[derive(Debug)]

@@ -16,8 +16,7 @@ use crate::capture::fdstore::FdStore;
 use crate::capture::guard::{self, Guard, GuardError, Standing};
 use crate::capture::plan::RulesPlan;
 use crate::config::{self, Config, OnStop, Report};
-use crate::instance::Paths;
-use crate::instance::in_force;
+use crate::instance::{Paths, in_force};
 use crate::os::privileges::{PrivilegeError, find_user, may_administer_network};
 
 /// What the command line says.

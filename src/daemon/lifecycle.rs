@@ -2,8 +2,8 @@
 //! the service manager (sd_notify(3)).
 //!
 //! Privileges over time: the configuration is read and listeners are bound with what the caller had; then everything
-//! but CAP_NET_RAW is given up ([`give_up`](crate::os::privileges::give_up)), and so is all of the file system that serving does not
-//! need ([`confine`](super::confine)); only then the runtime and its threads exist.
+//! but CAP_NET_RAW is given up ([`give_up`]), and so is all of the file system that serving does not need
+//! ([`confine`](super::confine)); only then the runtime and its threads exist.
 
 use std::io;
 use std::path::PathBuf;

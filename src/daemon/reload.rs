@@ -17,8 +17,7 @@ use crate::capture::cgroups;
 use crate::capture::guard::{self, GuardError};
 use crate::capture::plan::RulesPlan;
 use crate::config::{self, Config, InstanceName};
-use crate::instance::Paths;
-use crate::instance::in_force;
+use crate::instance::{Paths, in_force};
 use crate::os::privileges::find_user;
 use crate::units::prepare;
 

@@ -12,8 +12,7 @@ use super::listeners::{self, Assembled};
 use super::refusing::Why;
 use crate::capture::allocation::Allocations;
 use crate::config::{self, Config};
-use crate::instance::Paths;
-use crate::instance::in_force;
+use crate::instance::{Paths, in_force};
 
 /// The file, and the sockets it asks for.
 pub(super) fn prepare(path: &Path, paths: &Paths, passed: Sockets) -> Result<(Config, Assembled), ServeError> {

@@ -17,8 +17,7 @@ use super::refusing::Why;
 use super::{State, listeners};
 use crate::capture::allocation::{Allocations, InstanceSlots};
 use crate::config::{self, Config};
-use crate::instance::Paths;
-use crate::instance::in_force;
+use crate::instance::{Paths, in_force};
 use crate::os::failpoint;
 use crate::os::lock::Lock;
 

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A mutex whose value stays usable after a panic.
 ///
-/// Every value behind such a lock is whole between two statements, so that what a panic left is no reason for a second one.
+/// The panic itself is reported where it happened. The next thread goes on with the value as it was left.
 pub trait Lock<T: ?Sized> {
     /// Waits for the lock, poisoned or not.
     fn locked(&self) -> MutexGuard<'_, T>;

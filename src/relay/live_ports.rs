@@ -2,8 +2,9 @@
 //! carries the client's address never takes one of them: the kernel would then send the service's
 //! answers into, or reset, the client's other connection.
 
-use crate::os::lock::Lock;
 use std::collections::{HashMap, HashSet};
+
+use crate::os::lock::Lock;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 

@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::os::lock::Lock;
 use futures_util::StreamExt;
+
+use crate::os::lock::Lock;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::sleep;
 

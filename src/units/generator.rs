@@ -14,8 +14,7 @@ use crate::capture::allocation::{Allocations, port_is_free};
 use crate::capture::order;
 use crate::config::{self, Config, InstanceName};
 use crate::daemon::listeners;
-use crate::instance::Paths;
-use crate::instance::in_force;
+use crate::instance::{Paths, in_force};
 
 /// The name under which tngd is a generator.
 pub const PROGRAM: &str = "tng-generator";

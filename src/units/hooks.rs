@@ -16,9 +16,7 @@ use super::{UnitError, manager};
 use crate::capture::allocation::Allocations;
 use crate::config::{self, OnStop};
 use crate::daemon::{fdstore, listeners, reload};
-use crate::instance::InForce;
-use crate::instance::Paths;
-use crate::instance::in_force;
+use crate::instance::{InForce, Paths, in_force};
 use crate::os::lock::Lock;
 use crate::os::sys;
 

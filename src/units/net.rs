@@ -8,8 +8,7 @@ use crate::capture::plan::RulesPlan;
 use crate::capture::{apply, cgroups, guard};
 use crate::config::{self, Config};
 use crate::daemon::narrowing::Covering;
-use crate::instance::Paths;
-use crate::instance::in_force;
+use crate::instance::{Paths, in_force};
 
 /// Applies the rules of what is in force, where a socket unit has the instance's listeners open; else those of the file,
 /// or with `last_good`, when the file has errors, those of the configuration that was last up.

@@ -8,9 +8,8 @@ use crate::capture::allocation::InstanceSlots;
 use crate::capture::apply;
 use crate::config::{self, Config, InstanceName};
 use crate::daemon::listeners;
-use crate::instance::InForce;
-use crate::instance::Paths;
 use crate::instance::in_force::{self, FileError};
+use crate::instance::{InForce, Paths};
 
 /// Where systemd has the generators write (systemd.generator(7)).
 const GENERATED: &str = "/run/systemd/generator";

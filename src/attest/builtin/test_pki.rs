@@ -19,8 +19,7 @@ use serde_json::json;
 
 use super::amd::Root;
 use super::snp_report::{LEN, SIGNED};
-use crate::os::clock::Clock;
-use crate::os::clock::from_unix;
+use crate::os::clock::{Clock, from_unix};
 
 /// 2026-01-01T00:00:00Z, within everything made here.
 pub const NOW: u64 = 1_767_225_600;
